@@ -12,6 +12,7 @@ use vmkern_abi::control::{KernReturn, Op, Outcome};
 use vmkern_abi::layout::VmMapEntry;
 
 use super::naive::{NaiveMap, What};
+use super::protect::Planned;
 use super::step::How;
 use crate::sim::Sim;
 
@@ -20,6 +21,7 @@ use crate::sim::Sim;
 pub enum Effect {
     Allocate { map: usize, bytes: Option<u64>, how: How },
     Free { map: usize, start: u64, end: u64 },
+    Protect(Planned),
     Touch { pin: u64, start: u64, bytes: u64 },
     Fill { start: u64, bytes: u64, seed: u64 },
 }
@@ -46,6 +48,13 @@ impl Event {
         match self.effect {
             _ if self.settled => Some(None),
             Effect::Touch { .. } | Effect::Fill { .. } => Some(None),
+            Effect::Protect(Planned { map, start, end, allows }) => match self.outcome {
+                Some(Outcome::Ok) => {
+                    maps[map].protect(start, end, allows);
+                    Some(None)
+                }
+                _ => scarce.then_some(None),
+            },
             Effect::Free { map, start, end } => {
                 maps[map].free(start, end);
                 Some(None)

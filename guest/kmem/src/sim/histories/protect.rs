@@ -7,7 +7,7 @@ use vmkern_abi::layout::Protection;
 use super::apply::{INVALID, OK, Picked, SHORTAGE};
 use super::explain::Entries;
 use super::naive::{Allows, NaiveMap, Range, What};
-use super::step::{Access, On, Place};
+use super::step::{Access, Extent, On};
 use super::world::{Verdict, World};
 use crate::vm::fault::FaultType;
 
@@ -44,12 +44,12 @@ pub fn protection(allows: Allows) -> Protection {
 }
 
 /// A protection of `[start, end)` of a map of the model.
-#[derive(Clone, Copy)]
-struct Planned {
-    map: usize,
-    start: u64,
-    end: u64,
-    allows: Allows,
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub map: usize,
+    pub start: u64,
+    pub end: u64,
+    pub allows: Allows,
 }
 
 impl World {
@@ -59,7 +59,8 @@ impl World {
         self.script.borrow_mut().saw(form);
     }
 
-    fn op(&self, planned: Planned) -> Op {
+    /// The operation for a protection.
+    pub fn protect_op(&self, planned: Planned) -> Op {
         Op::Protect {
             map: self.naive.maps[planned.map].id,
             addr: GuestVirt::new(planned.start),
@@ -69,26 +70,26 @@ impl World {
     }
 
     /// Protects a range, or tries to.
-    pub fn protect(&mut self, on: On, pick: u16, place: Place, allows: Allows) {
+    pub fn protect(&mut self, on: On, pick: u16, place: Extent, allows: Allows) {
         let Some(at) = self.pick(pick, |_, _| true) else { return };
         let m = &self.naive.maps[at.map];
         let (map, start) = (at.map, at.start);
         match place {
-            Place::Part(part) => {
+            Extent::Part(part) => {
                 let (start, end) = Self::whole_pages(&at, part);
                 self.protect_range(on, Planned { map, start, end, allows });
             }
-            Place::Across(pages) => {
+            Extent::Across(pages) => {
                 let end = m.max.min(start + pages * PAGE_SIZE);
                 self.protect_across(on, Planned { map, start, end, allows });
             }
-            Place::Unaligned(bytes) => {
+            Extent::Unaligned(bytes) => {
                 let (start, end) = (start + bytes, start + at.range.bytes);
-                let op = self.op(Planned { map, start, end, allows });
+                let op = self.protect_op(Planned { map, start, end, allows });
                 self.saw("unaligned");
                 self.perform(on, op, &[INVALID]);
             }
-            Place::Outside => {
+            Extent::Outside => {
                 let addr = GuestVirt::new(m.max - PAGE_SIZE);
                 let protection = protection(allows);
                 let op = Op::Protect { map: m.id, addr, size: 2 * PAGE_SIZE, protection };
@@ -105,7 +106,7 @@ impl World {
         let over = self.naive.maps[map].overlapping(start, end);
         if over.iter().any(|(_, range)| range.what == What::Submap) {
             self.saw("across a submap");
-            self.perform(on, self.op(planned), &[INVALID]);
+            self.perform(on, self.protect_op(planned), &[INVALID]);
             return;
         }
         let is_ours =
@@ -121,21 +122,28 @@ impl World {
     }
 
     fn protect_range(&mut self, on: On, planned: Planned) {
-        let Planned { map, start, end, allows } = planned;
+        let Planned { start, end, allows, .. } = planned;
         if allows == Allows::Nothing {
             self.take_down(start, end - start);
         }
         let before = Entries::look(&self.sim, &self.naive.maps);
         let allowed: &[Verdict] = if self.sim.free_pages() >= 8 { &[OK] } else { &[OK, SHORTAGE] };
-        let Some((_, Outcome::Ok)) = self.perform(on, self.op(planned), allowed) else { return };
+        let op = self.protect_op(planned);
+        let Some((_, Outcome::Ok)) = self.perform(on, op, allowed) else { return };
+        self.protected(planned);
+        let now = Entries::look(&self.sim, &self.naive.maps);
+        self.compare_seams(planned, &before, &now);
+    }
+
+    /// Changes the model as a protection has changed the machine.
+    pub fn protected(&mut self, planned: Planned) {
+        let Planned { map, start, end, allows } = planned;
         self.saw(match allows {
             Allows::Nothing => "none",
             Allows::Read => "r",
             Allows::ReadWrite | Allows::All => "rw",
         });
         self.naive.protect(map, start, end, allows);
-        let now = Entries::look(&self.sim, &self.naive.maps);
-        self.compare_seams(planned, &before, &now);
     }
 
     /// Checks that a protection has cut entries at its ends and nowhere else, and has merged what

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use proptest::prelude::*;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapKind, Op, Outcome};
 
 use super::Telling;
 use super::explain::{Effect, Entries, Event, Place, explain, kind};
 use super::naive::{Content, What, pages, rounded, touched};
-use super::step::{FreeBy, How, Part, Shape, Size, Step, memory};
+use super::protect::Planned;
+use super::step::{Extent, FreeBy, How, Part, Shape, Size, Step, allows, memory};
 use super::world::{Cause, Sleeper, World};
 use crate::sim::SimMachine;
 use crate::vm::Vm;
@@ -66,10 +67,18 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
         4 => (any::<u16>(), part.clone(), by)
             .prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
-        2 => (any::<u16>(), part).prop_map(|(pick, part)| Step::Touch { pick, part }),
+        2 => (any::<u16>(), part.clone()).prop_map(|(pick, part)| Step::Touch { pick, part }),
+        2 => (any::<u16>(), part, allows()).prop_map(|(pick, part, allows)| Step::Protect {
+            pick,
+            place: Extent::Part(part),
+            allows
+        }),
         1 => (0u8..90).prop_map(|left| Step::Drain { left }),
     ]
 }
+
+/// A protection without a page for the entries of its cuts.
+const SHORTAGE_OUTCOME: Option<Outcome> = Some(Outcome::Error(KernReturn::ResourceShortage));
 
 /// Races on machines with two to four threads.
 pub fn race() -> impl Strategy<Value = Race> {
@@ -174,7 +183,8 @@ impl World {
                 Some((op, Effect::Free { map: at.map, start, end }))
             }
             Step::Touch { pick, part } => {
-                let at = self.pick(pick, |_, range| range.what != What::Nofault);
+                let at = self
+                    .pick(pick, |_, range| range.what != What::Nofault && range.allows.writes());
                 let at = at.filter(|at| claimed.insert(at.start))?;
                 let (addr, size) = Self::part(&at, part);
                 let (start, end) = touched(addr, size)?;
@@ -188,6 +198,12 @@ impl World {
                 }
                 let effect = Effect::Touch { pin: at.start, start, bytes: end - start };
                 Some((Op::Touch { addr, size: end - start }, effect))
+            }
+            Step::Protect { pick, place: Extent::Part(part), allows } => {
+                let at = self.pick(pick, |_, _| true).filter(|at| claimed.insert(at.start))?;
+                let (start, end) = Self::whole_pages(&at, part);
+                let planned = Planned { map: at.map, start, end, allows };
+                Some((self.protect_op(planned), Effect::Protect(planned)))
             }
             _ => None,
         }
@@ -324,6 +340,10 @@ impl World {
                 self.pinned.remove(&pin);
                 self.touched(start, bytes);
             }
+            (Effect::Protect(planned), outcome) => match outcome {
+                Some(Outcome::Ok) => self.protected(planned),
+                outcome => assert_eq!(outcome, SHORTAGE_OUTCOME, "{op:?}"),
+            },
             (Effect::Fill { start, bytes, seed }, outcome) => {
                 assert_eq!(outcome, Some(Outcome::Ok), "{op:?}");
                 self.filled(start, bytes, seed);

@@ -60,7 +60,7 @@ pub enum Part {
 
 /// Where a protection applies.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum Extent {
     /// To the pages of a part of a range.
     Part(Part),
     /// From a range on, across holes and neighbours, to this many pages.
@@ -127,7 +127,7 @@ pub enum Step {
     },
     Protect {
         pick: u16,
-        place: Place,
+        place: Extent,
         allows: Allows,
     },
     /// Accesses a page of a range, or the one after it.
@@ -311,12 +311,12 @@ pub fn allows() -> impl Strategy<Value = Allows> {
     prop_oneof![Just(Allows::Nothing), Just(Allows::Read), Just(Allows::ReadWrite)]
 }
 
-fn place() -> impl Strategy<Value = Place> {
+fn place() -> impl Strategy<Value = Extent> {
     prop_oneof![
-        8 => part().prop_map(Place::Part),
-        4 => (1..80u64).prop_map(Place::Across),
-        1 => (1..PAGE_SIZE).prop_map(Place::Unaligned),
-        1 => Just(Place::Outside),
+        8 => part().prop_map(Extent::Part),
+        4 => (1..80u64).prop_map(Extent::Across),
+        1 => (1..PAGE_SIZE).prop_map(Extent::Unaligned),
+        1 => Just(Extent::Outside),
     ]
 }
 

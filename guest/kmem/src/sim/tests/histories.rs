@@ -86,6 +86,18 @@ fn histories_protect_in_every_form_and_fault_in_every_way() {
 }
 
 #[test]
+fn races_protect_in_every_way() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for _ in 0..200 {
+        let (drawn, telling) = (race().new_tree(&mut runner), telling());
+        at_once(&drawn.expect("nothing is rejected").current(), &telling);
+        seen.extend(telling.borrow().seen());
+    }
+    assert!(["rw", "r", "none"].iter().all(|form| seen.contains(form)), "{seen:?}");
+}
+
+#[test]
 fn two_thousand_races_of_up_to_four_threads_are_explained_by_some_order() {
     prove("threads at once", 2_000, race(), at_once);
 }
