@@ -6,9 +6,10 @@ mod threads;
 use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use vmkern::abi::layout::Protection;
 use vmkern::guest::Tunables;
 use vmkern::testing::{Balance, TestGuest};
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
+use vmkern::{Guest, GuestVirt, KernReturn, MallocFlags, MapId, Op, Outcome};
 use vmkern_tests::{MEMORY, Run, launch};
 
 /// Operations of one run.
@@ -21,6 +22,7 @@ struct Pair {
     guest: TestGuest,
     sim: Sim,
     done: usize,
+    protections: usize,
 }
 
 impl Pair {
@@ -78,6 +80,21 @@ struct Range {
     pages: u64,
     backing: Backing,
     seed: u64,
+    /// Pages at the beginning that were never protected.
+    open: u64,
+    /// What the others allow.
+    tail: Protection,
+}
+
+impl Range {
+    /// Pages from the beginning on that can be read.
+    fn readable(&self) -> u64 {
+        if self.tail.contains(Protection::READ) { self.pages } else { self.open }
+    }
+
+    fn is_writable(&self) -> bool {
+        self.open == self.pages || self.tail.contains(Protection::WRITE)
+    }
 }
 
 struct Script {
@@ -92,10 +109,12 @@ impl Script {
     }
 
     fn step(&mut self, pair: &mut Pair) {
-        match self.below(8) {
+        match self.below(10) {
             0..=3 if self.pages < LIVE_PAGES => self.allocate(pair),
             4 => self.change_backing(pair),
             5 => self.look(pair),
+            8 => self.protect(pair),
+            9 => self.write(pair),
             _ => self.free(pair),
         }
     }
@@ -128,7 +147,8 @@ impl Script {
                     pair.run(Op::Fill { addr, size: pages * 4096, seed });
                     self.pages += pages;
                 }
-                self.live.push(Range { map, addr, pages, backing, seed });
+                let (open, tail) = (pages, Protection::ALL);
+                self.live.push(Range { map, addr, pages, backing, seed, open, tail });
             }
             Outcome::Null => {}
             other => panic!("{op:?} gave {other:?}"),
@@ -169,10 +189,46 @@ impl Script {
         if range.backing != Backing::Nothing {
             let outcome = pair.run(Op::Verify {
                 addr: range.addr,
-                size: range.pages * 4096,
+                size: range.readable() * 4096,
                 seed: range.seed,
             });
             assert_eq!(outcome, Outcome::Ok);
+        }
+    }
+
+    /// Protects the end of a range, from a page on that was never protected: entries are cut, and
+    /// merged again.
+    fn protect(&mut self, pair: &mut Pair) {
+        let Some(index) = self.pick() else { return };
+        let from = self.below(self.live[index].open.min(self.live[index].pages - 1) + 1);
+        let rw = Protection::READ | Protection::WRITE;
+        let protection = match self.below(4) {
+            0 => Protection::READ,
+            1 => Protection::empty(),
+            _ => rw,
+        };
+        let range = &mut self.live[index];
+        if range.backing == Backing::Entered {
+            return;
+        }
+        let (map, addr) = (range.map, range.addr.add(from * 4096));
+        let size = (range.pages - from) * 4096;
+        let unaligned = Op::Protect { map, addr, size: size - 1, protection };
+        assert_eq!(pair.run(unaligned), Outcome::Error(KernReturn::InvalidArgument));
+        assert_eq!(pair.run(Op::Protect { map, addr, size, protection }), Outcome::Ok);
+        pair.protections += 1;
+        (range.open, range.tail) = (from, protection);
+    }
+
+    /// Writes to a range that allows it, with soft faults where its translations are gone.
+    fn write(&mut self, pair: &mut Pair) {
+        let Some(index) = self.pick() else { return };
+        let seed = self.rng.next_u64();
+        let range = &mut self.live[index];
+        if range.backing == Backing::Memory && range.is_writable() {
+            range.seed = seed;
+            let (addr, size) = (range.addr, range.pages * 4096);
+            assert_eq!(pair.run(Op::Fill { addr, size, seed }), Outcome::Ok);
         }
     }
 
@@ -195,6 +251,7 @@ impl Script {
             self.pages -= gone;
         }
         range.pages = keep;
+        range.open = range.open.min(keep);
         if keep == 0 {
             self.live.swap_remove(index);
         }
@@ -215,7 +272,12 @@ fn guest_and_simulation_agree_on_ten_thousand_operations() {
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
         let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000);
-        let mut pair = Pair { guest: launch(builder), sim: Sim::boot(MEMORY, tunables), done: 0 };
+        let mut pair = Pair {
+            guest: launch(builder),
+            sim: Sim::boot(MEMORY, tunables),
+            done: 0,
+            protections: 0,
+        };
         // Both create the working thread before anything is counted.
         pair.run(Op::Nop);
         let start = (Balance::of(&pair.guest), sim_balance(&pair.sim));
@@ -228,5 +290,6 @@ fn guest_and_simulation_agree_on_ten_thousand_operations() {
             }
         }
         pair.assert_same_counters(&start);
+        assert!(pair.protections > OPERATIONS / 100, "only {} protections", pair.protections);
     }
 }
