@@ -286,9 +286,9 @@ impl<M: Machine> Map<M> {
 
     /// Unwires the pages of `[start, end)`, of an entry or part of one whose page at `start` is at
     /// `offset` of `object` (`vm_fault_unwire`). The pages are found by their translations and,
-    /// where there is none because [`Map::vm_map_protect`] has removed it, in the object; FreeBSD of
-    /// 2008 leaks such pages. Locks: the map's is held; takes the object's, the page queues' and the
-    /// pmap's.
+    /// where there is none because [`Map::vm_map_protect`] has removed it, in the object; FreeBSD
+    /// of 2008 leaks such pages. Locks: the map's is held; takes the object's, the page queues' and
+    /// the pmap's.
     fn vm_fault_unwire(
         &self,
         object: KPtr<VmObject>,

@@ -73,20 +73,17 @@ fn check(ctx: &Context<'_>) {
         done = done.max(entry.end);
         for translation in ctx.tables.kernel_in(entry.start, entry.end) {
             flags(ctx, translation, user);
-            allows(ctx, entry, translation, map.is_updating());
         }
         if map.is_updating() {
             continue;
         }
-        match entry.object() {
-            None => windows(ctx, entry),
-            Some(at) => {
-                if let Some(object) =
-                    ctx.objects.all.get(&at).filter(|object| !object.is_updating())
-                {
-                    behind_entry(ctx, entry, object);
-                }
-            }
+        allows(ctx, entry);
+        let Some(at) = entry.object() else {
+            windows(ctx, entry);
+            continue;
+        };
+        if let Some(object) = ctx.objects.all.get(&at).filter(|object| !object.is_updating()) {
+            behind_entry(ctx, entry, object);
         }
     }
     holes(ctx, done, GuestVirt::new(u64::MAX));
@@ -154,35 +151,25 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     }
 }
 
-/// Checks a translation against what its entry allows. `vm_map_protect` takes permissions away at
-/// once, and leaves it to a fault to give them.
-fn allows(
-    ctx: &Context<'_>,
-    entry: &Entry,
-    &Translation { va, pte }: &Translation,
-    is_updating: bool,
-) {
-    let (flags, allowed) = (pte.flags(), entry.protection);
-    if is_updating {
-        return;
+/// Checks the translations of an entry against what it allows. `vm_map_protect` takes permissions
+/// away at once, and leaves it to a fault to give them.
+fn allows(ctx: &Context<'_>, entry: &Entry) {
+    let allowed = entry.protection;
+    for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
+        // `pmap_kenter` asks no entry.
+        let describes = !pte.flags().contains(PteFlags::KENTER);
+        let is_writable = pte.flags().contains(PteFlags::RW);
+        let why = match () {
+            () if describes && !allowed.contains(Protection::READ) => "is there",
+            () if describes && is_writable && !allowed.contains(Protection::WRITE) => "is writable",
+            () if !is_writable && allowed == Protection::ALL => "is read-only",
+            () => continue,
+        };
+        ctx.finding(&PTE_PROTECTION, "PTE", va, || {
+            let (bits, start, end) = (pte.bits(), entry.start, entry.end);
+            format!("the entry is {bits:#x}: it {why}, but [{start}, {end}) allows {allowed}")
+        });
     }
-    // `pmap_kenter` asks no entry.
-    let describes = !flags.contains(PteFlags::KENTER);
-    let is_writable = flags.contains(PteFlags::RW);
-    let why = match () {
-        () if describes && !allowed.contains(Protection::READ) => "is there",
-        () if describes && is_writable && !allowed.contains(Protection::WRITE) => "is writable",
-        () if !is_writable && allowed == Protection::ALL => "is read-only",
-        () => return,
-    };
-    ctx.finding(&PTE_PROTECTION, "PTE", va, || {
-        format!(
-            "the entry is {:#x}: it {why}, but [{}, {}) allows {allowed}",
-            pte.bits(),
-            entry.start,
-            entry.end
-        )
-    });
 }
 
 /// Checks a range without an object: it has only mappings of `pmap_kenter` and `pmap_qenter`, each

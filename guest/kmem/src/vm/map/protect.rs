@@ -15,8 +15,8 @@ impl<M: Machine> Map<M> {
     /// that allow less are left to the next fault. Entries are cut at the ends of the range, and
     /// merged with neighbours that are equal.
     ///
-    /// An empty range changes nothing, as in later versions of FreeBSD; in 2008 it cut an entry of no
-    /// bytes out of the one around it.
+    /// An empty range changes nothing, as in later versions of FreeBSD; in 2008 it cut an entry of
+    /// no bytes out of the one around it.
     ///
     /// Takes the map's lock. Waits, with the map unlocked, for entries in transition, as later
     /// versions of FreeBSD do: in 2008 a range that was being wired could be cut and closed under
