@@ -37,6 +37,9 @@ pub struct SimMachine {
     /// The work of another CPU during the next invalidation.
     #[cfg(test)]
     elsewhere: super::elsewhere::Elsewhere,
+    /// The work of another CPU while the next page is cleared.
+    #[cfg(test)]
+    clearing: super::elsewhere::Elsewhere,
     /// The work of an interrupt at the next point of a loop over pages.
     #[cfg(test)]
     at_point: super::elsewhere::Elsewhere,
@@ -70,6 +73,8 @@ impl SimMachine {
             flushes: AtomicU64::new(0),
             #[cfg(test)]
             elsewhere: super::elsewhere::Elsewhere::default(),
+            #[cfg(test)]
+            clearing: super::elsewhere::Elsewhere::default(),
             #[cfg(test)]
             at_point: super::elsewhere::Elsewhere::default(),
             zeroings: AtomicU64::new(0),
@@ -107,6 +112,13 @@ impl SimMachine {
     #[cfg(test)]
     pub fn during_next_flush(&self, work: super::interrupts::Handler) {
         self.elsewhere.set(work);
+    }
+
+    /// While the next page is cleared, other CPUs do `work`. It runs on the thread that clears, and
+    /// may let other threads run if that thread owns no mutex.
+    #[cfg(test)]
+    pub fn during_next_clear(&self, work: super::interrupts::Handler) {
+        self.clearing.set(work);
     }
 
     /// At the next point of a loop over pages, an interrupt does `work`, while the mutexes of the
@@ -150,6 +162,10 @@ unsafe impl PhysMem for SimMachine {
         assert!(pa.is_page_aligned(), "zero_page at {pa:#x}");
         self.interrupt_point();
         count(&self.zeroings);
+        #[cfg(test)]
+        if let (Some(work), Some(vm)) = (self.clearing.take(), self.vm()) {
+            work(&vm);
+        }
         let table: &PageTable = window::at(self, pa);
         table.iter().for_each(|word| word.set(vmkern_abi::pte::Pte::EMPTY));
     }

@@ -2,6 +2,7 @@
 
 mod balance;
 mod busy;
+mod collisions;
 mod contracts;
 mod events;
 mod faults;

@@ -13,20 +13,20 @@ use crate::vm::map::{EntrySpec, FindSpace};
 use crate::vm::zone::ZoneItem;
 
 impl Sim {
-    fn exec(&self, pages: u64) -> GuestVirt {
+    pub(super) fn exec(&self, pages: u64) -> GuestVirt {
         self.address(&Op::KmemAllocWait { map: MapId::EXEC, size: pages * PAGE_SIZE })
             .expect("there is room")
     }
 
-    fn exec_free(&self, addr: GuestVirt, pages: u64) {
+    pub(super) fn exec_free(&self, addr: GuestVirt, pages: u64) {
         self.ok(&Op::KmemFreeWakeup { map: MapId::EXEC, addr, size: pages * PAGE_SIZE });
     }
 
-    fn exec_map(&self) -> &VmMap {
+    pub(super) fn exec_map(&self) -> &VmMap {
         self.map(MapId::EXEC)
     }
 
-    fn anonymous_objects(&self) -> u64 {
+    pub(super) fn anonymous_objects(&self) -> u64 {
         self.vm().state().zones[VmObject::ZONE.index()].used.get()
     }
 }

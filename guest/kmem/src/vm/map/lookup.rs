@@ -76,13 +76,8 @@ impl<M: Machine> Map<M> {
         loop {
             // 1. The entry, in this map or in the submap that it stands for.
             let locked = self.vm_map_locked_read(map);
-            let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, va) else {
-                return Err(KernReturn::InvalidAddress);
-            };
+            let entry = self.map_fault_entry(map, va)?;
             let e = self.get(entry);
-            if e.eflags.get().contains(EntryFlags::DELETING) {
-                return Err(KernReturn::InvalidAddress);
-            }
             if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
                 // The map's lock guards the entry, which may be gone or elsewhere once it is
                 // released.
@@ -100,16 +95,70 @@ impl<M: Machine> Map<M> {
                 return Err(KernReturn::ResourceShortage);
             }
             // 3. The place, which stays valid while the map is locked.
-            let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
             locked.leave_locked();
-            return Ok(FaultPlace {
-                map,
-                entry,
-                object: e.object.get(),
-                pindex,
-                prot: e.protection.get(),
-                wired_count: e.wired_count.get(),
-            });
+            return Ok(self.map_fault_place(map, entry, va));
+        }
+    }
+
+    /// Finds the page for an access of kind `fault_type` at `va` once more, in a map that was
+    /// unlocked for a time (`vm_map_lookup_locked`). Locks: the map's is held, and stays so. Never
+    /// sleeps.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] and [`KernReturn::ProtectionFailure`] as for
+    /// [`Map::vm_map_lookup`]; [`KernReturn::Failure`] for a submap, and for an entry without an
+    /// object: the caller starts over with the map unlocked.
+    pub fn vm_map_lookup_locked(
+        &self,
+        map: KPtr<VmMap>,
+        va: GuestVirt,
+        fault_type: Protection,
+    ) -> Result<FaultPlace, KernReturn> {
+        let entry = self.map_fault_entry(map, va)?;
+        let e = self.get(entry);
+        if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+            return Err(KernReturn::Failure);
+        }
+        if !e.protection.get().contains(fault_type) {
+            return Err(KernReturn::ProtectionFailure);
+        }
+        if e.object.get().is_null() {
+            return Err(KernReturn::Failure);
+        }
+        Ok(self.map_fault_place(map, entry, va))
+    }
+
+    /// The entry that has `va`, unless another thread deletes it.
+    fn map_fault_entry(
+        &self,
+        map: KPtr<VmMap>,
+        va: GuestVirt,
+    ) -> Result<KPtr<VmMapEntry>, KernReturn> {
+        match self.vm_map_lookup_entry(map, va) {
+            Lookup::Inside(entry)
+                if !self.get(entry).eflags.get().contains(EntryFlags::DELETING) =>
+            {
+                Ok(entry)
+            }
+            Lookup::Inside(_) | Lookup::After(_) => Err(KernReturn::InvalidAddress),
+        }
+    }
+
+    /// The place of `va` in `entry`, which has it.
+    fn map_fault_place(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        va: GuestVirt,
+    ) -> FaultPlace {
+        let e = self.get(entry);
+        FaultPlace {
+            map,
+            entry,
+            object: e.object.get(),
+            pindex: (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT,
+            prot: e.protection.get(),
+            wired_count: e.wired_count.get(),
         }
     }
 

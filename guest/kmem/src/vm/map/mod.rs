@@ -229,6 +229,13 @@ impl<M: Machine> Map<M> {
         }
     }
 
+    /// Acquires the lock of a map that is not a system map for look-ups, unless a thread owns it
+    /// (`vm_map_trylock_read`). Returns whether it did. Never sleeps.
+    #[must_use]
+    pub(in crate::vm) fn vm_map_trylock_read(&self, map: KPtr<VmMap>) -> bool {
+        self.sx_try_xlock(map_sx(map))
+    }
+
     /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`), after it has brought the
     /// map's reserve to its rules.
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {

@@ -106,6 +106,9 @@ impl<M: Machine> TableReader for Tables<'_, M> {
     }
 }
 
+/// The bits that a CPU sets in an entry itself.
+const USED: PteFlags = PteFlags::A.union(PteFlags::M);
+
 impl<M: Machine> Pmap<M> {
     /// The page tables over the pages of `object`.
     pub(in crate::vm) const fn new(object: Object<M>) -> Self {
@@ -196,21 +199,30 @@ impl<M: Machine> Pmap<M> {
         flags.set(PteFlags::M, access.contains(Protection::WRITE));
         flags.set(PteFlags::W, wired == Wired::Yes);
         let pa = self.vm_page_to_phys(m);
-        // 2. It replaces the old one. CPUs that may cache a different translation flush it.
+        // 2. The old one may be the same: two CPUs have faulted on one page. What the CPUs have
+        // noted in it stays.
         let mut flush = TlbFlush::NONE;
         let pmap = self.pmap_lock();
         let (entry, count) = self.pmap_pte_for_enter(&pmap, va);
         let old = entry.get();
+        self.page_worked();
+        let is_same_page = old.is_valid() && old.frame() == pa;
+        if is_same_page {
+            flags |= old.flags() & USED;
+            if old.flags() == flags {
+                return;
+            }
+        }
+        // 3. Otherwise it is replaced. CPUs that may cache a different translation flush it.
         self.pmap_account(&pmap, old, -1);
         if !old.is_valid() {
             count_entry(count, 1);
-        } else if old.frame() != pa || old.flags() != flags {
+        } else if !is_same_page || old.flags() | USED != flags | USED {
             flush.add(va);
         }
         let new = Pte::new(pa, flags);
         entry.set(new);
         self.pmap_account(&pmap, new, 1);
-        self.page_worked();
         self.tlb_flush(flush);
     }
 

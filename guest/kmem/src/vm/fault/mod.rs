@@ -7,24 +7,27 @@
 //! their pages, at the first touch. A range without an object in a system map cannot get pages, so
 //! a fault there is fatal too.
 //!
-//! The map stays locked while a fault is resolved. If it has to wait, it releases everything and
-//! starts over.
+//! **Protocol.** The map stays locked while a fault is resolved, with two exceptions. A fault that
+//! has to wait, for a page on which another thread works or for free pages, releases everything and
+//! starts over (`RetryFault`). And a new page of a pageable map is cleared with map and object
+//! unlocked: the page is busy, so another thread that faults on it waits in `vmpfw`. The look-up is
+//! repeated afterwards if the map's timestamp shows that the map has changed ([`mod@fill`]).
 
-use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
+mod fill;
+mod wire;
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
-use vmkern_abi::layout::{
-    EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject, VmPage,
-};
+use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VmMap, VmPage};
 
 pub use super::map::Allowed;
-use super::map::{FaultPlace, Map};
+use super::map::FaultPlace;
 use super::object::{LockedObject, Slept};
 use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Vm, VmMachine};
-use crate::machine::{AllocClass, Machine};
-use crate::num::to_usize;
+use crate::machine::AllocClass;
 
 /// The kind of access that faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,17 @@ pub enum FaultReason {
     ChangeWiring,
 }
 
+/// The access that faulted.
+#[derive(Clone, Copy)]
+struct Fault {
+    /// Its page.
+    va: GuestVirt,
+    /// The permissions that it needs.
+    access: Protection,
+    /// Why the fault is resolved.
+    reason: FaultReason,
+}
+
 /// The outcome of an attempt at a fault.
 enum Resolution {
     /// The page is mapped.
@@ -71,6 +85,8 @@ enum Resolution {
 enum Found {
     /// The page, busy for this fault.
     Page(KPtr<VmPage>),
+    /// A new page, busy for this fault, which must be cleared.
+    Dirty(KPtr<VmPage>),
     /// The page, busy for another thread.
     Busy(KPtr<VmPage>),
     /// The object has no place for a page.
@@ -78,9 +94,6 @@ enum Found {
     /// There is no free page.
     Shortage,
 }
-
-/// Pages that are unwired under one hold of the page-queue lock.
-const UNWIRE_BATCH: u64 = 64;
 
 impl<M: VmMachine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access should be
@@ -105,20 +118,21 @@ impl<M: VmMachine> Vm<M> {
     /// page (`vmpfw`).
     ///
     /// # Errors
-    /// Those of [`Map::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
-    /// a range without an object in a system map, where FreeBSD follows a null pointer;
-    /// [`KernReturn::ProtectionFailure`] past the object's end.
+    /// Those of [`Map::vm_map_lookup`](super::map::Map::vm_map_lookup), except for a shortage;
+    /// [`KernReturn::Failure`] for a range without an object in a system map, where FreeBSD follows
+    /// a null pointer; [`KernReturn::ProtectionFailure`] past the object's end.
     pub fn vm_fault(
         &self,
         map: KPtr<VmMap>,
         va: GuestVirt,
-        fault_type: Protection,
+        access: Protection,
         reason: FaultReason,
     ) -> Result<(), KernReturn> {
+        let fault = Fault { va: va.page(), access, reason };
         self.cnt().v_faults.fetch_add(1);
         loop {
             // 1. The entry and the place in its object. The map is locked from here on.
-            let place = match self.vm_map_lookup(map, va, fault_type) {
+            let place = match self.vm_map_lookup(map, va, access) {
                 Ok(place) => place,
                 Err(KernReturn::ResourceShortage) => {
                     // No lock is held: the entry may be gone afterwards.
@@ -130,11 +144,11 @@ impl<M: VmMachine> Vm<M> {
             if self.get(place.entry).eflags.get().contains(EntryFlags::NOFAULT) {
                 self.panic(format_args!(
                     "vm_fault: fault on nofault entry, addr: {:x}",
-                    va.page().get()
+                    fault.va.get()
                 ));
             }
             // 2. The page there. After a wait everything may be different: the fault starts over.
-            match self.vm_fault_at(&place, va.page(), fault_type, reason) {
+            match self.vm_fault_at(&place, &fault) {
                 Resolution::Resolved => return Ok(()),
                 Resolution::Failed(code) => return Err(code),
                 Resolution::Again => {}
@@ -143,53 +157,61 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// One attempt at the page of `place`. Unlocks the map.
-    fn vm_fault_at(
-        &self,
-        place: &FaultPlace,
-        va: GuestVirt,
-        fault_type: Protection,
-        reason: FaultReason,
-    ) -> Resolution {
+    fn vm_fault_at(&self, place: &FaultPlace, fault: &Fault) -> Resolution {
         let Some(object) = place.object.non_null() else {
             self.vm_map_lookup_done(place);
             return Resolution::Failed(KernReturn::Failure);
         };
         // 1. The page, found or allocated.
-        let mut locked = self.vm_object_lock(object);
+        let locked = self.vm_object_lock(object);
         let found = self.vm_fault_page(&locked, place.pindex);
 
         // 2. Its mapping, or the wait for the thread that works on it.
         match found {
-            Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
-            // The map is not locked during the sleep, so a reference must keep the object.
-            Found::Busy(m) => {
-                self.get(object).ref_count.inc();
-                self.vm_map_lookup_done(place);
-                // Map and object may change in any way. The fault starts over: only the object is
-                // sure to exist, by the reference.
-                let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(&mut locked, m, "vmpfw");
+            Found::Dirty(m) if self.get(place.map).system_map.is_set() => {
+                self.vm_fault_zero_fill(object, m);
+                self.vm_fault_enter(place, fault, m);
             }
+            Found::Page(m) => self.vm_fault_enter(place, fault, m),
+            Found::Dirty(m) => return self.vm_fault_fill(place, fault, locked, m),
+            Found::Busy(m) => return self.vm_fault_wait(place, locked, m),
             Found::Nothing(_) | Found::Shortage => {}
         }
         // 3. The page, if there is one, is mapped by now. Others may work on it, or remove it.
         drop(locked);
-        if matches!(found, Found::Busy(_)) {
-            self.vm_object_deallocate(object);
-            return Resolution::Again;
-        }
         self.vm_map_lookup_done(place);
         match found {
             Found::Nothing(code) => Resolution::Failed(code),
-            Found::Page(_) => Resolution::Resolved,
-            Found::Busy(_) | Found::Shortage => {
+            Found::Shortage => {
                 // The map is unlocked too: everything may change.
                 self.vm_waitpfault();
                 Resolution::Again
             }
+            Found::Page(_) | Found::Dirty(_) | Found::Busy(_) => Resolution::Resolved,
         }
     }
 
-    /// The page at `pindex` of the locked object, busy: the resident page, or a new zeroed one.
+    /// Waits for the thread that works on `m`, a page of the locked object. Unlocks map and object.
+    fn vm_fault_wait(
+        &self,
+        place: &FaultPlace,
+        mut locked: LockedObject<'_, M>,
+        m: KPtr<VmPage>,
+    ) -> Resolution {
+        let object = locked.pointer();
+        // The map is not locked during the sleep, so a reference must keep the object.
+        self.get(object).ref_count.inc();
+        self.vm_map_lookup_done(place);
+        // Map and object may change in any way. The fault starts over: only the object is sure to
+        // exist, by the reference.
+        let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(&mut locked, m, "vmpfw");
+        // Nothing is known of the page from here on.
+        drop(locked);
+        self.vm_object_deallocate(object);
+        Resolution::Again
+    }
+
+    /// The page at `pindex` of the locked object, busy: the resident page, or a new one.
     fn vm_fault_page(&self, locked: &LockedObject<'_, M>, pindex: u64) -> Found {
         let object = locked.pointer();
         match self.vm_page_lookup(locked, pindex) {
@@ -204,10 +226,11 @@ impl<M: VmMachine> Vm<M> {
             None if self.vm_page_count_severe() => Found::Shortage,
             None => {
                 match self.vm_page_alloc(locked, pindex, AllocClass::Normal, AllocFlags::ZERO) {
-                    Some(m) => {
+                    Some(m) if self.page(m).flags.get().contains(PageFlags::ZERO) => {
                         self.vm_fault_zero_fill(object, m);
                         Found::Page(m)
                     }
+                    Some(m) => Found::Dirty(m),
                     None => Found::Shortage,
                 }
             }
@@ -215,19 +238,12 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Maps the busy page `m` for the fault, and ends its busy state. Locks: its object's is held.
-    fn vm_fault_enter(
-        &self,
-        place: &FaultPlace,
-        va: GuestVirt,
-        fault_type: Protection,
-        reason: FaultReason,
-        m: KPtr<VmPage>,
-    ) {
+    fn vm_fault_enter(&self, place: &FaultPlace, fault: &Fault, m: KPtr<VmPage>) {
         let wired = if place.wired_count != 0 { Wired::Yes } else { Wired::No };
-        let access = if wired == Wired::Yes { place.prot } else { fault_type };
-        self.pmap_enter(va, access, m, place.prot, wired);
+        let access = if wired == Wired::Yes { place.prot } else { fault.access };
+        self.pmap_enter(fault.va, access, m, place.prot, wired);
         let queues = self.page_queues();
-        match (reason, wired) {
+        match (fault.reason, wired) {
             (FaultReason::ChangeWiring, Wired::Yes) => self.vm_page_wire(&queues, m),
             (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(&queues, m),
             (FaultReason::Normal, _) => self.vm_page_activate(&queues, m),
@@ -235,97 +251,5 @@ impl<M: VmMachine> Vm<M> {
         // The page does not change: it is busy until the next line.
         drop(queues);
         self.vm_page_wakeup(m);
-    }
-
-    /// Does the work of FreeBSD's pager for a missing page of a kernel object, and of `vm_fault`
-    /// itself for a missing page of an anonymous object. Only the latter is counted.
-    fn vm_fault_zero_fill(&self, object: KPtr<VmObject>, m: KPtr<VmPage>) {
-        if !self.page(m).flags.get().contains(PageFlags::ZERO) {
-            self.pmap_zero_page(m);
-        }
-        self.page(m).valid.set(VM_PAGE_BITS_ALL);
-        if !self.is_kernels(object) {
-            self.cnt().v_zfod.fetch_add(1);
-        }
-    }
-
-    /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes
-    /// the map's lock.
-    ///
-    /// # Errors
-    /// Those of [`Vm::vm_fault`]; the pages that had been wired are unwired again.
-    pub fn vm_fault_wire(
-        &self,
-        map: KPtr<VmMap>,
-        start: GuestVirt,
-        end: GuestVirt,
-    ) -> Result<(), KernReturn> {
-        let mut va = start;
-        while va < end {
-            let access = Protection::READ | Protection::WRITE;
-            if let Err(code) = self.vm_fault(map, va, access, FaultReason::ChangeWiring) {
-                if va != start {
-                    // The range is in transition: no thread has taken a translation away.
-                    self.vm_fault_unwire(KPtr::NULL, 0, (start, va));
-                }
-                return Err(code);
-            }
-            va = va.add(PAGE_SIZE);
-        }
-        Ok(())
-    }
-}
-
-impl<M: Machine> Map<M> {
-    /// Unwires the pages of `entry`. Locks: the map's is held; takes the object's, the page queues'
-    /// and the pmap's.
-    pub(in crate::vm) fn vm_map_entry_unwire(&self, entry: &VmMapEntry) {
-        let range = (entry.start.get(), entry.end.get());
-        self.vm_fault_unwire(entry.object.get(), entry.offset.get(), range);
-    }
-
-    /// Unwires the pages of `[start, end)`, of an entry or part of one whose page at `start` is at
-    /// `offset` of `object` (`vm_fault_unwire`). The pages are found by their translations and,
-    /// where there is none because [`Map::vm_map_protect`] has removed it, in the object; FreeBSD
-    /// of 2008 leaks such pages. Locks: the map's is held; takes the object's, the page queues' and
-    /// the pmap's.
-    fn vm_fault_unwire(
-        &self,
-        object: KPtr<VmObject>,
-        offset: u64,
-        (start, end): (GuestVirt, GuestVirt),
-    ) {
-        let mut va = start;
-        while va < end {
-            let stop = va.checked_add(UNWIRE_BATCH * PAGE_SIZE).map_or(end, |stop| stop.min(end));
-            let queues = self.page_queues();
-            let missing = self.pmap_unwire(va, stop, |m| self.vm_page_unwire(&queues, m));
-            // The map is locked, and the pages are wired: the range and its pages stay.
-            drop(queues);
-            if let Some(object) = object.non_null().filter(|_| missing != 0) {
-                self.vm_fault_unwire_unmapped(object, offset + va.since(start), (va, stop));
-            }
-            va = stop;
-        }
-    }
-
-    /// Unwires the wired pages of `[start, end)` that have no translation.
-    fn vm_fault_unwire_unmapped(
-        &self,
-        object: KPtr<VmObject>,
-        offset: u64,
-        (start, end): (GuestVirt, GuestVirt),
-    ) {
-        let object = self.vm_object_lock(object);
-        let queues = self.page_queues();
-        for at in (0..end.since(start)).step_by(to_usize(PAGE_SIZE)) {
-            if self.pmap_extract(start.add(at)).is_some() {
-                continue;
-            }
-            let m = self.vm_page_lookup(&object, (offset + at) >> PAGE_SHIFT);
-            if let Some(m) = m.filter(|&m| self.page(m).wire_count.get() != 0) {
-                self.vm_page_unwire(&queues, m);
-            }
-        }
     }
 }
