@@ -1,8 +1,12 @@
 //! Page faults of the kernel: from the error code to `trap_pfault` (FreeBSD's `amd64/trap.c`).
+//!
+//! A fault where the thread may not sleep is fatal, whatever the address, and even if it is one of
+//! [`probe`](crate::arch::probe)'s: nothing is looked up, because the locks of the look-up may be
+//! those of the code that faulted.
 
 use core::fmt;
 
-use kmem::vm::fault::{Allowed, FaultType};
+use kmem::vm::fault::{Allowed, FaultType, NoSleep};
 use vmkern_abi::addr::GuestVirt;
 
 use crate::arch::trap::TrapFrame;
@@ -40,24 +44,41 @@ pub fn resolve(frame: &TrapFrame) -> bool {
     })
 }
 
-/// What the entry of an address allows, behind the report of a protection violation there.
-pub struct Why(Option<Allowed>);
+/// Why no fault of the running thread can be resolved, if none can.
+pub fn forbidden() -> Option<NoSleep> {
+    memory::vm()?.no_sleep()
+}
+
+/// Why a fault is fatal, behind the report of it.
+pub enum Why {
+    /// The report says enough.
+    Plain,
+    /// An entry allows less.
+    Forbidden(Allowed),
+    /// The thread may not sleep.
+    NoSleep(NoSleep),
+}
 
 impl Why {
-    /// No entry forbade anything.
-    pub const NOTHING: Self = Self(None);
-
     /// Why the fault of `frame`, which could not be resolved, is a violation; nothing if it is not.
     /// Locks: none may be held.
     pub fn of(frame: &TrapFrame) -> Self {
         let allowed = |va: GuestVirt| memory::vm()?.vm_fault_allowed(va);
-        Self(allowed(frame.cr2).filter(|allowed| !allowed.protection.is_all()))
+        match allowed(frame.cr2).filter(|allowed| !allowed.protection.is_all()) {
+            Some(allowed) => Self::Forbidden(allowed),
+            None => Self::Plain,
+        }
     }
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(Allowed { start, end, protection }) = self.0 else { return Ok(()) };
-        write!(f, ": [{start:#x}, {end:#x}) allows {protection}")
+        match self {
+            Self::Plain => Ok(()),
+            Self::Forbidden(Allowed { start, end, protection }) => {
+                write!(f, ": [{start:#x}, {end:#x}) allows {protection}")
+            }
+            Self::NoSleep(why) => write!(f, ", {why}"),
+        }
     }
 }

@@ -27,7 +27,7 @@ pub enum Cause<'a> {
         kind: CrashKind,
         /// The context it interrupted.
         frame: &'a TrapFrame,
-        /// What forbade the access of a page fault, if an entry did.
+        /// Why a page fault is fatal.
         why: Why,
     },
 }

@@ -7,6 +7,7 @@
 //! handler is called ([`Cpu::System`]).
 
 pub mod callout;
+pub mod context;
 pub mod eventhandler;
 pub mod func;
 mod globals;

@@ -27,7 +27,7 @@ use vmkern_abi::crash::CrashKind;
 use super::interrupt::interrupt;
 use super::percpu::{self, PerCpu, SLOT};
 use super::{probe, step, vectors};
-use crate::fault::Why;
+use crate::fault::{self, Why};
 use crate::host::crash::{self, Cause};
 
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
@@ -257,7 +257,7 @@ extern "C" fn handle(frame: &mut TrapFrame) {
         }
         Ok(vectors::DEBUG_VECTOR) if step::count() => {}
         Ok(vectors::SPURIOUS_VECTOR) => {}
-        _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame, why: Why::NOTHING }),
+        _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame, why: Why::Plain }),
     }
 }
 
@@ -273,14 +273,16 @@ extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
         () if in_body && frame.vector != 8 => CrashKind::Trap,
         () => CrashKind::Nucleus,
     };
-    crash::die(&Cause::Trap { kind, frame, why: Why::NOTHING })
+    crash::die(&Cause::Trap { kind, frame, why: Why::Plain })
 }
 
 /// A page fault of the body: `vm_fault` resolves it, or it is one of [`probe`]'s, or the kernel
 /// dies.
 fn page_fault(frame: &mut TrapFrame) {
-    if !crate::fault::resolve(frame) && !probe::recover(&mut frame.rip) {
-        let why = Why::of(frame);
-        crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame, why });
+    let forbidden = fault::forbidden();
+    if forbidden.is_none() && (fault::resolve(frame) || probe::recover(&mut frame.rip)) {
+        return;
     }
+    let why = forbidden.map_or_else(|| Why::of(frame), Why::NoSleep);
+    crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame, why });
 }

@@ -3,10 +3,11 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapId, Op};
 use vmkern_abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::pte::PteFlags;
 
 use super::super::check::check;
 use super::{NOWAIT, boot};
-use crate::sim::Sim;
+use crate::sim::{Sim, SimAccess};
 use crate::vm::fault::FaultType;
 
 #[test]
@@ -76,6 +77,78 @@ fn a_missing_page_of_a_kernel_object_comes_alone_zeroed_and_is_not_counted_in_v_
         assert_eq!(resident(), before + 1, "pages {lost:?} were missing");
         assert_eq!(sim.vm().cnt().v_zfod.get(), zfod);
     }
+}
+
+#[test]
+fn a_missing_page_of_wired_memory_is_mapped_wired_and_has_wire_count_0() {
+    let sim = boot();
+    let addr = sim.malloc(2 * PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.fill(addr, 2 * PAGE_SIZE, 5);
+    lose_page(&sim, addr);
+    assert_eq!(sim.read(addr), 0);
+    let pte = SimAccess::new(sim.vm()).walk(addr).expect("it is mapped");
+    let m = sim.vm().phys_to_vm_page(pte.frame()).expect("it is managed");
+    assert!(pte.flags().contains(PteFlags::W));
+    assert_eq!(sim.vm().get(m).wire_count.get(), 0);
+}
+
+#[test]
+#[should_panic(expected = "vm_page_unwire: invalid wire count: 0")]
+fn freeing_a_missing_page_that_a_fault_has_replaced_is_freebsds_panic() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    lose_page(&sim, addr);
+    let _ = sim.read(addr);
+    sim.free(MapId::KMEM, addr, PAGE_SIZE);
+}
+
+#[test]
+fn a_hole_of_kernel_map_is_an_invalid_address_for_every_access() {
+    let sim = boot();
+    let addr = sim.nofault(PAGE_SIZE).expect("there is room").add(1 << 30);
+    for fault in [FaultType::Read, FaultType::Write, FaultType::Execute] {
+        assert_eq!(sim.vm().trap_pfault(addr, fault), Err(KernReturn::InvalidAddress));
+    }
+}
+
+/// An untouched page of exec_map, whose fault could be resolved.
+fn untouched(sim: &Sim) -> GuestVirt {
+    sim.exec(1)
+}
+
+#[test]
+#[should_panic(expected = " in an interrupt handler")]
+fn a_fault_in_an_interrupt_handler_is_fatal() {
+    let sim = boot();
+    let addr = untouched(&sim);
+    let _ = sim.execute_in_interrupt(&Op::Read { addr });
+}
+
+#[test]
+#[should_panic(expected = " in an interrupt handler")]
+fn a_missing_translation_of_wired_memory_is_fatal_in_an_interrupt_handler() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.vm().tlb_flush(sim.vm().pmap_remove(addr, addr.add(PAGE_SIZE)));
+    let _ = sim.execute_in_interrupt(&Op::Read { addr });
+}
+
+#[test]
+#[should_panic(expected = " while holding system map")]
+fn a_fault_with_a_mutex_held_is_fatal_and_names_its_class() {
+    let sim = boot();
+    let addr = untouched(&sim);
+    sim.vm().vm_map_lock(sim.vm().kmem_map());
+    let _ = sim.read(addr);
+}
+
+#[test]
+#[should_panic(expected = " in a critical section")]
+fn a_fault_in_a_critical_section_is_fatal() {
+    let sim = boot();
+    let addr = untouched(&sim);
+    sim.vm().critical_enter();
+    let _ = sim.read(addr);
 }
 
 #[test]

@@ -7,11 +7,14 @@
 //! their pages, at the first touch. A range without an object in a system map cannot get pages, so
 //! a fault there is fatal too.
 //!
+//! A fault may sleep, so it is fatal where its thread may not ([`Kern::no_sleep`](crate::kern)),
+//! whatever the address: in an interrupt handler, with a mutex held, and in a critical section.
+//!
 //! **Protocol.** The map stays locked while a fault is resolved, with two exceptions. A fault that
 //! has to wait, for a page on which another thread works or for free pages, releases everything and
 //! starts over (`RetryFault`). And a new page of a pageable map is cleared with map and object
 //! unlocked: the page is busy, so another thread that faults on it waits in `vmpfw`. The look-up is
-//! repeated afterwards if the map's timestamp shows that the map has changed ([`mod@fill`]).
+//! repeated afterwards if the map's timestamp shows that the map has changed (`fill`).
 
 mod fill;
 mod wire;
@@ -27,6 +30,7 @@ use super::object::{LockedObject, Slept};
 use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Vm, VmMachine};
+pub use crate::kern::context::NoSleep;
 use crate::machine::AllocClass;
 
 /// The kind of access that faulted.
@@ -85,8 +89,8 @@ enum Resolution {
 enum Found {
     /// The page, busy for this fault.
     Page(KPtr<VmPage>),
-    /// A new page, busy for this fault, which must be cleared.
-    Dirty(KPtr<VmPage>),
+    /// A new page, busy for this fault, that must be cleared.
+    New(KPtr<VmPage>),
     /// The page, busy for another thread.
     Busy(KPtr<VmPage>),
     /// The object has no place for a page.
@@ -97,18 +101,22 @@ enum Found {
 
 impl<M: VmMachine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access should be
-    /// retried. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
+    /// retried. May not return: a fault inside a NOFAULT entry panics, and so does any fault where
+    /// the running thread may not sleep. The kernel reports the latter as the fatal trap that it is
+    /// before it gets here. Locks: none may be held.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
     /// map, [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden
     /// accesses: a fatal trap.
     pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
+        if let Some(why) = self.no_sleep() {
+            self.panic(format_args!("page fault at {va:#x} {why}"));
+        }
         let map = self.kernel_map();
         if va < VM_MIN_KERNEL_ADDRESS || map.is_null() {
             return Err(KernReturn::InvalidAddress);
         }
-        self.assert_no_locks("page fault");
         self.vm_fault(map, va.page(), fault_type.protection(), FaultReason::Normal)?;
         if fault_type == FaultType::Execute { Err(KernReturn::ProtectionFailure) } else { Ok(()) }
     }
@@ -168,12 +176,12 @@ impl<M: VmMachine> Vm<M> {
 
         // 2. Its mapping, or the wait for the thread that works on it.
         match found {
-            Found::Dirty(m) if self.get(place.map).system_map.is_set() => {
+            Found::New(m) if self.get(place.map).system_map.is_set() => {
                 self.vm_fault_zero_fill(object, m);
                 self.vm_fault_enter(place, fault, m);
             }
             Found::Page(m) => self.vm_fault_enter(place, fault, m),
-            Found::Dirty(m) => return self.vm_fault_fill(place, fault, locked, m),
+            Found::New(m) => return self.vm_fault_fill(place, fault, locked, m),
             Found::Busy(m) => return self.vm_fault_wait(place, locked, m),
             Found::Nothing(_) | Found::Shortage => {}
         }
@@ -187,7 +195,7 @@ impl<M: VmMachine> Vm<M> {
                 self.vm_waitpfault();
                 Resolution::Again
             }
-            Found::Page(_) | Found::Dirty(_) | Found::Busy(_) => Resolution::Resolved,
+            Found::Page(_) | Found::New(_) | Found::Busy(_) => Resolution::Resolved,
         }
     }
 
@@ -230,7 +238,7 @@ impl<M: VmMachine> Vm<M> {
                         self.vm_fault_zero_fill(object, m);
                         Found::Page(m)
                     }
-                    Some(m) => Found::Dirty(m),
+                    Some(m) => Found::New(m),
                     None => Found::Shortage,
                 }
             }
