@@ -9,7 +9,7 @@ use core::ops::RangeInclusive;
 
 use crate::addr::{GuestPhys, PAGE_SIZE};
 use crate::codes::codes;
-use crate::crash::CrashKind;
+use crate::crash::{CrashKind, FatalFault};
 
 codes! {
     /// The privilege level at which the kernel body runs.
@@ -175,6 +175,9 @@ pub struct BootArgs {
     /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to test that the
     /// report arrives.
     pub crash: Option<CrashKind>,
+    /// `fault=hole|nofault|mutex|...`: once memory and CPUs are up, die of that page fault, to test
+    /// that the report says why.
+    pub fault: Option<FatalFault>,
     /// `tsc_khz=N`: the frequency of the TSC, if the host knows it.
     pub tsc_khz: Option<u64>,
     /// `vcpus=N`: CPUs to use, those with APIC IDs 0 to N - 1; 1 to [`MAX_VCPUS`], 1 unless said
@@ -220,6 +223,7 @@ impl BootArgs {
             ("time", Some(value)) => self.time = TimeMode::from_name(value)?,
             ("control", Some(value)) => self.control = Some(GuestPhys::new(number(value)?)),
             ("crash", Some(value)) => self.crash = Some(CrashKind::from_name(value)?),
+            ("fault", Some(value)) => self.fault = Some(FatalFault::from_name(value)?),
             ("tsc_khz", Some(value)) => self.tsc_khz = Some(number(value).filter(|&khz| khz > 0)?),
             ("vcpus", Some(value)) => {
                 let count = u32::try_from(number(value)?).ok()?;
@@ -248,6 +252,9 @@ impl fmt::Display for BootArgs {
         }
         if let Some(kind) = self.crash {
             write!(f, " crash={}", kind.name())?;
+        }
+        if let Some(fault) = self.fault {
+            write!(f, " fault={}", fault.name())?;
         }
         if let Some(khz) = self.tsc_khz {
             write!(f, " tsc_khz={khz}")?;
@@ -285,6 +292,7 @@ mod tests {
             zeroed: true,
             control: Some(GuestPhys::new(0x2_0000)),
             crash: Some(CrashKind::Nucleus),
+            fault: Some(FatalFault::CriticalSection),
             tsc_khz: Some(2_445_000),
             vcpus: Some(2),
             tunables: Tunables::default(),
@@ -309,6 +317,7 @@ mod tests {
             "tsc_khz=0",
             "vcpus=65",
             "zeroed=1",
+            "fault=none",
             "kern.hz=0",
         ] {
             let line = std::format!("time=real {word}");

@@ -26,6 +26,35 @@ codes! {
     }
 }
 
+codes! {
+    /// A page fault that ends the kernel, for tests of its report: rows of the table in
+    /// `docs/faults.md`.
+    pub enum FatalFault {
+        /// In no entry of kernel_map.
+        Hole => "hole",
+        /// In no entry of a submap.
+        SubmapHole => "submap-hole",
+        /// In a range of `kmem_alloc_nofault`.
+        NoFault => "nofault",
+        /// In a range of a system map that has no object.
+        NoObject => "no-object",
+        /// In the direct map, where there is no memory.
+        DirectMapHole => "dmap-hole",
+        /// The fetch of an instruction from kernel memory.
+        Execute => "execute",
+        /// A write to a range that is read-only.
+        ReadOnly => "read-only",
+        /// On a page that is wired but missing, and then the free of its range.
+        LostPage => "lost-page",
+        /// In an interrupt handler.
+        Interrupt => "interrupt",
+        /// With a mutex held.
+        Mutex => "mutex",
+        /// In a critical section.
+        CriticalSection => "critical-section",
+    }
+}
+
 /// Longest message in bytes; a longer one is cut.
 pub const MESSAGE_MAX: usize = 1024;
 /// Deepest backtrace.

@@ -11,6 +11,7 @@ mod arch;
 mod crash_test;
 mod direct_map;
 mod fault;
+mod fault_test;
 mod host;
 mod masked_cell;
 mod memory;
@@ -63,6 +64,9 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     // 4. The other CPUs, and then the work.
     if let Some(count @ 2..) = args.vcpus {
         threads::start_cpus(vm, count);
+    }
+    if let Some(fault) = args.fault {
+        fault_test::fault(vm, fault);
     }
     match region {
         _ if args.selftest => selftest::run(vm, clock),

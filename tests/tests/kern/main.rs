@@ -3,6 +3,7 @@
 //! its test: see [`vmkern_tests::invariants`].
 
 mod clock;
+mod fatal_faults;
 mod faults;
 mod kmem_alloc;
 mod kmem_alloc_nofault;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::{MAX_VCPUS, Privilege, TimeMode, TunableError, Tunables};
-use vmkern_abi::crash::CrashKind;
+use vmkern_abi::crash::{CrashKind, FatalFault};
 
 use super::error::{ConfigError, LaunchError};
 use super::handle::Guest;
@@ -47,6 +47,7 @@ pub struct GuestBuilder {
     pub(super) timeout: Duration,
     pub(super) kernel: KernelImage,
     pub(super) crash: Option<CrashKind>,
+    pub(super) fault: Option<FatalFault>,
     /// The first invalid setting.
     wrong: Option<ConfigError>,
 }
@@ -63,6 +64,7 @@ impl Default for GuestBuilder {
             timeout: DEFAULT_TIMEOUT,
             kernel: KernelImage::embedded(),
             crash: None,
+            fault: None,
             wrong: None,
         }
     }
@@ -137,6 +139,13 @@ impl GuestBuilder {
     /// Makes the kernel die in this way during its boot, to prove that the report arrives.
     pub fn crash(mut self, kind: CrashKind) -> Self {
         self.crash = Some(kind);
+        self
+    }
+
+    /// Makes the kernel die of this page fault at the end of its boot, to prove that the report
+    /// says why.
+    pub fn fault(mut self, fault: FatalFault) -> Self {
+        self.fault = Some(fault);
         self
     }
 

@@ -237,6 +237,7 @@ fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
         tsc_khz: None,
         vcpus: (config.vcpus > 1).then_some(config.vcpus),
         crash: config.crash,
+        fault: config.fault,
         tunables: config.tunables,
     }
 }

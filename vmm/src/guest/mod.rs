@@ -54,4 +54,4 @@ pub use crate::kvm::{CpuFailure, CpuFault, InterruptHandle, KvmError, Missing, N
 pub use crate::output::{OutputError, OutputFault};
 pub use vmkern_abi::boot::{TunableError, Tunables};
 pub use vmkern_abi::control::{Allocator, Workload};
-pub use vmkern_abi::crash::CrashKind;
+pub use vmkern_abi::crash::{CrashKind, FatalFault};

@@ -9,21 +9,21 @@ use super::{Bench, Failure, Verdict, same};
 use crate::access::KernelAccess;
 
 impl Bench<'_> {
-    fn run(&self, op: &Op) -> Outcome {
+    pub(super) fn run(&self, op: &Op) -> Outcome {
         match ops::execute(self.vm, &KernelAccess, op) {
             Executed::Done(outcome) => outcome,
             Executed::Sleep { .. } | Executed::Settle | Executed::Join { .. } => Outcome::Ok,
         }
     }
 
-    fn address(&self, op: &Op) -> Result<GuestVirt, Failure> {
+    pub(super) fn address(&self, op: &Op) -> Result<GuestVirt, Failure> {
         match self.run(op) {
             Outcome::Value(address) => Ok(GuestVirt::new(address)),
             _ => Err(Failure { what: "an allocation failed", got: 0, want: 1 }),
         }
     }
 
-    fn ok(&self, what: &'static str, op: &Op) -> Verdict {
+    pub(super) fn ok(&self, what: &'static str, op: &Op) -> Verdict {
         match self.run(op) {
             Outcome::Ok => Ok(()),
             Outcome::Mismatch { got, want, .. } => Err(Failure { what, got, want }),
@@ -38,11 +38,11 @@ impl Bench<'_> {
 
 const ZEROED: MallocFlags = MallocFlags::NOWAIT.union(MallocFlags::ZERO);
 
-fn malloc(size: u64) -> Op {
+pub(super) fn malloc(size: u64) -> Op {
     Op::KmemMalloc { map: MapId::KMEM, size, flags: ZEROED }
 }
 
-fn free(addr: GuestVirt, size: u64) -> Op {
+pub(super) fn free(addr: GuestVirt, size: u64) -> Op {
     Op::KmemFree { map: MapId::KMEM, addr, size }
 }
 
