@@ -2,7 +2,7 @@
 
 use vmkern::abi::crash::CrashKind as Kind;
 use vmkern::testing::{Balance, Calls as _};
-use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege};
+use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege, TimeMode};
 use vmkern_tests::{Run, launch};
 
 #[test]
@@ -31,6 +31,18 @@ fn the_self_test_passes_at_user_privilege() {
     let output = String::from_utf8_lossy(&report.output);
     assert!(report.success(), "{output}");
     assert!(output.contains("CPL3") && output.contains(" 0 failed"), "{output}");
+}
+
+#[test]
+fn the_self_test_passes_at_user_privilege_on_2_and_4_cpus() {
+    for vcpus in [2, 4] {
+        let builder = Guest::builder().privilege(Privilege::User).time(TimeMode::Real);
+        let report = builder.vcpus(vcpus).run_selftest().expect("the self-test boots");
+        let output = String::from_utf8_lossy(&report.output);
+        assert!(report.success(), "{output}");
+        let first = format!("CPL3, {vcpus} CPUs");
+        assert!(output.contains(&first) && output.contains(" 0 failed"), "{output}");
+    }
 }
 
 fn crash(kind: Kind) -> Crash {
