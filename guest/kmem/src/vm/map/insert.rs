@@ -79,7 +79,7 @@ impl<M: Machine> Map<M> {
         fill(self.get(entry), spec, (start, end), (object, offset));
         self.map_list_insert(m, before, entry);
         self.map_nodes(m).index().link(start, end, entry);
-        if object.is_null() {
+        if self.map_may_lack_pages(self.get(entry)) {
             self.map_plain_enter(m, end.since(start));
         }
         m.size.update_locked(|size| size + end.since(start));

@@ -127,3 +127,18 @@ fn an_entry_from_memory_full_of_garbage_has_no_deleter() {
     assert_eq!(vm.vm_map_entries(map).count(), 2, "one was inserted, one cut off");
     assert!(vm.vm_map_entries(map).all(|entry| vm.get(entry).deleter.get() == 0));
 }
+
+#[test]
+fn a_range_behind_a_read_only_one_shares_its_object_and_counts_as_one_that_may_lack_pages() {
+    let f = Fixture::new();
+    let map = f.vm().kmem_suballoc(f.vm().kernel_map(), 16 * PAGE_SIZE);
+    let plain = || f.vm().get(map).reserve.plain_pages.get();
+    let first = f.vm().kmem_alloc_wait(map, 2 * PAGE_SIZE).expect("there is room");
+    f.sim.write(first, 1);
+    let end = first.add(2 * PAGE_SIZE);
+    f.vm().vm_map_protect(map, first, end, Protection::READ).expect("it is allowed");
+    assert_eq!(f.vm().kmem_alloc_wait(map, 3 * PAGE_SIZE), Some(end));
+    assert_eq!((f.vm().vm_map_entries(map).count(), plain()), (2, 5));
+    f.vm().kmem_free_wakeup(map, first, 5 * PAGE_SIZE);
+    assert_eq!(plain(), 0);
+}
