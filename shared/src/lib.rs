@@ -23,6 +23,7 @@ pub mod control;
 pub mod crash;
 pub mod describe;
 pub mod entry;
+pub mod fail;
 pub mod field;
 pub mod kmem;
 pub mod kva;
@@ -37,4 +38,4 @@ pub mod walk;
 /// operations, or the meaning of a field. [`describe::HASH`] stands for the layout of the
 /// structures, and changes by itself. The kernel publishes both, and a host refuses any other
 /// values.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

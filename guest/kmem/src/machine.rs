@@ -13,11 +13,12 @@
 //! it also calls [`Kern::preempt`], which may call [`Cpu::cpu_switch`] in the middle of the
 //! interrupted thread.
 
-use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::{fmt, iter};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::fail::FailPoints;
 use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::PteFlags;
@@ -33,19 +34,6 @@ pub enum AllocClass {
     Interrupt,
     /// Down to `v_interrupt_free_min` (`VM_ALLOC_SYSTEM`).
     System,
-}
-
-/// The purpose of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Supply {
-    /// Anything, by a request of this class.
-    Page(AllocClass),
-    /// A page table.
-    PageTable,
-    /// Entries and index nodes of a map.
-    MapPool,
-    /// Items of a zone.
-    Slab,
 }
 
 /// The function that a thread runs from its first instruction on, in the system `S`. When it
@@ -88,13 +76,6 @@ pub unsafe trait PhysMem {
     fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
         let _ = (start, bytes, mark);
     }
-
-    /// Whether to refuse a page although one is available, so a test can see the consequences. A
-    /// machine that is not simulated refuses nothing, and has no code for it.
-    #[inline(always)]
-    fn refuses(&self, _what: Supply) -> bool {
-        false
-    }
 }
 
 /// The page tables of a machine, and the translations that its CPUs cache.
@@ -130,6 +111,29 @@ pub trait Cpu: Sized {
     fn is_unwinding(&self) -> bool {
         false
     }
+
+    /// Sites of [`vmkern_abi::fail`] that are armed, by
+    /// [`FailSite::bit`](vmkern_abi::fail::FailSite::bit). Each site asks, so this is one load. A machine without sites has no code for them.
+    #[inline(always)]
+    fn fail_armed(&self) -> u64 {
+        0
+    }
+
+    /// The sites, if the machine has any.
+    fn fail_points(&self) -> Option<&FailPoints> {
+        None
+    }
+
+    /// The return addresses of the callers, innermost first, if the machine knows them (`stack(9)`).
+    fn call_stack(&self) -> impl Iterator<Item = GuestVirt> {
+        iter::empty()
+    }
+
+    /// Spins for `usec` microseconds of real time (`DELAY`).
+    fn delay(&self, _usec: u64) {}
+
+    /// Writes a line to the kernel's log (`printf`). Locks: any.
+    fn log(&self, _line: fmt::Arguments<'_>) {}
 
     /// Stops the system with a message.
     fn panic(&self, message: fmt::Arguments<'_>) -> !;

@@ -47,6 +47,7 @@ use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::clock::ClockBase;
 use crate::codes::codes;
 use crate::crash::CrashRecord;
+use crate::fail::FailPoints;
 use crate::field::{Code, Field};
 pub use crate::kmem::{KernReturn, MallocFlags, MapId, WaitMessage};
 use crate::layout::KernelRoots;
@@ -197,6 +198,9 @@ pub struct ControlRegion {
     /// What the guest's CPUs demand of page-table entries, by the host before they start:
     /// [`Paging::word`](crate::paging::Paging::word).
     pub paging: Field<u32>,
+    /// Sites of [`crate::fail`] that are armed ([`FailSite::bit`](crate::fail::FailSite::bit)); the host writes it. The kernel
+    /// reads it at each site, so it lies in a page that a boot touches anyway.
+    pub fail_armed: Field<u64>,
     /// Where the kernel's structures begin.
     pub roots: Field<KPtr<KernelRoots>>,
     /// TSC when the kernel was entered.
@@ -219,6 +223,8 @@ pub struct ControlRegion {
     pub crash: CrashRecord,
     /// The kernel's log.
     pub log: LogRing,
+    /// The sites of [`crate::fail`]. Touched only when one is armed.
+    pub fail: FailPoints,
 }
 
 const _: () = {

@@ -5,6 +5,7 @@ use super::{Described, Structure};
 use crate::clock::ClockBase;
 use crate::control::{ControlRegion, RING_SLOTS, Ring, Sleeper};
 use crate::crash::CrashRecord;
+use crate::fail::{FailPoint, FailPoints, FailStacks, FailTerm, FireRecord};
 use crate::layout::*;
 use crate::log::LogRing;
 
@@ -245,6 +246,7 @@ describe!(ControlRegion {
     cpl0_cycles,
     pausing,
     paging,
+    fail_armed,
     roots,
     entry_tsc,
     ready_tsc,
@@ -255,8 +257,14 @@ describe!(ControlRegion {
     requests,
     responses,
     crash,
-    log
+    log,
+    fail
 });
+describe!(FailTerm { left, argument, chance, action });
+describe!(FailPoint { generation, length, hits, fires, terms });
+describe!(FireRecord { site, thread, hit, frames_len, _pad, frames });
+describe!(FailStacks { on, length, hashes });
+describe!(FailPoints { random, points, last, stacks });
 
 /// Every structure that host and kernel share.
 pub const STRUCTURES: &[Structure] = &[
@@ -296,6 +304,11 @@ pub const STRUCTURES: &[Structure] = &[
     KernelRoots::DESCRIPTION,
     CrashRecord::DESCRIPTION,
     ControlRegion::DESCRIPTION,
+    FailTerm::DESCRIPTION,
+    FailPoint::DESCRIPTION,
+    FireRecord::DESCRIPTION,
+    FailStacks::DESCRIPTION,
+    FailPoints::DESCRIPTION,
     ClockBase::DESCRIPTION,
     Sleeper::DESCRIPTION,
     LogRing::DESCRIPTION,

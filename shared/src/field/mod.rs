@@ -102,6 +102,18 @@ impl Field<u64> {
         self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
     }
 
+    /// Sets `bits`, atomically.
+    #[inline]
+    pub fn set_bits(&self, bits: u64) {
+        self.0.fetch_or(bits, Ordering::Release);
+    }
+
+    /// Clears `bits`, atomically.
+    #[inline]
+    pub fn clear_bits(&self, bits: u64) {
+        self.0.fetch_and(!bits, Ordering::Release);
+    }
+
     /// Takes 1 away if the value is above `floor`, atomically, and returns whether it did. However
     /// many CPUs try, `floor` is left.
     #[inline]
@@ -128,6 +140,14 @@ impl Field<u32> {
     #[inline]
     pub fn acquire(&self, current: u32, new: u32) -> Result<u32, u32> {
         self.0.compare_exchange(current, new, Ordering::Acquire, Ordering::Relaxed)
+    }
+
+    /// The value now. What the CPU does afterwards is ordered after what others did before the
+    /// [`Field::set_release`] of that value.
+    #[must_use]
+    #[inline]
+    pub fn get_acquire(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
     }
 
     /// Makes `value` the value, ordered after everything that the CPU did before. This releases a

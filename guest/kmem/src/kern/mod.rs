@@ -9,6 +9,7 @@
 pub mod callout;
 pub mod context;
 pub mod eventhandler;
+mod fail;
 pub mod func;
 mod globals;
 pub mod guard;

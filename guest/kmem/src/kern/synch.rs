@@ -4,6 +4,7 @@
 //! and sleeps with that mutex as its interlock: it is on the sleep queue before the mutex is
 //! released, so a thread that changes the condition under the mutex cannot miss it.
 
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::layout::{HeldLocks, Mtx};
 
 use super::Kern;
@@ -47,8 +48,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
             ));
         }
         self.assert_may_sleep(wmesg, HeldLocks::empty());
+        let early = self.fails(FailSite::Tsleep);
         self.sched_lock();
-        self.sleep_locked(channel, priority, wmesg, timo, None)
+        let sleep = self.sleep_locked(channel, priority, wmesg, if early { 1 } else { timo }, None);
+        if early { Sleep::Woken } else { sleep }
     }
 
     /// Sleeps as [`Kern::tsleep`] does, without a limit if `timo` is 0, and releases `interlock`
@@ -77,16 +80,18 @@ impl<M: PhysMem + Cpu> Kern<M> {
             self.panic(format_args!("sleeping in `{wmesg}` with recursed mutex {}", class.name()));
         }
         self.assert_may_sleep(wmesg, class.bit());
+        let early = self.fails(FailSite::Tsleep);
         self.sched_lock();
+        let timo = if early { 1 } else { timo };
         let sleep = self.sleep_locked(channel, priority, wmesg, timo, Some(interlock));
         if relock == Relock::Yes {
             self.mtx_lock(class, word);
         }
-        sleep
+        if early { Sleep::Woken } else { sleep }
     }
 
-    /// The sleep itself. Locks: the scheduler's on entry, none on return.
-    fn sleep_locked(
+    /// The sleep itself, without fail point. Locks: the scheduler's on entry, none on return.
+    pub(super) fn sleep_locked(
         &self,
         channel: WaitChannel,
         priority: u8,

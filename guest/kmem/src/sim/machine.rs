@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::fail::FailPoints;
 #[cfg(test)]
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{Pcpu, Thread};
@@ -14,15 +15,15 @@ use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::PteFlags;
 
 use super::baton::Baton;
+use super::fail::Sites;
 use super::interrupts::Interrupts;
 use super::memory::Memory;
-use super::refusal::Refusal;
 use super::threads::Mailbox;
 use super::tlb::Tlb;
 use crate::kern::Kern;
 #[cfg(asan)]
 use crate::machine::Mark;
-use crate::machine::{Cpu, Mmu, PhysMem, Supply, ThreadStart};
+use crate::machine::{Cpu, Mmu, PhysMem, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
@@ -49,7 +50,7 @@ pub struct SimMachine {
     pub(super) mailbox: Mailbox,
     /// The address of the CPU's structure.
     pcpu: AtomicU64,
-    pub(super) refusal: Refusal,
+    pub(super) sites: Sites,
     /// Clock ticks since boot, in virtual time.
     clock: AtomicU64,
     /// The system on this machine, once it is up.
@@ -66,7 +67,7 @@ fn count(counter: &AtomicU64) {
 }
 
 impl SimMachine {
-    pub(super) fn new(ram: &[PhysRange], zeroed: Zeroed) -> Self {
+    pub(super) fn new(ram: &[PhysRange], zeroed: Zeroed, sites: Sites) -> Self {
         Self {
             memory: Memory::new(ram, zeroed),
             tlb: Mutex::default(),
@@ -82,7 +83,7 @@ impl SimMachine {
             interrupts: Interrupts::default(),
             mailbox: Mailbox::default(),
             pcpu: AtomicU64::new(0),
-            refusal: Refusal::default(),
+            sites,
             clock: AtomicU64::new(0),
             vm: Arc::default(),
         }
@@ -174,10 +175,6 @@ unsafe impl PhysMem for SimMachine {
     fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
         self.memory.mark(start, bytes, mark);
     }
-
-    fn refuses(&self, what: Supply) -> bool {
-        self.refusal.refuses(what)
-    }
 }
 
 impl Mmu for SimMachine {
@@ -219,6 +216,16 @@ impl Cpu for SimMachine {
             work(&vm);
             vm.intr_exit();
         }
+    }
+
+    #[cfg(not(feature = "no-fail-sites"))]
+    #[inline(always)]
+    fn fail_armed(&self) -> u64 {
+        self.sites.armed()
+    }
+
+    fn fail_points(&self) -> Option<&FailPoints> {
+        Some(self.sites.points())
     }
 
     fn is_unwinding(&self) -> bool {

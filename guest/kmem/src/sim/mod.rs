@@ -10,10 +10,10 @@ mod access;
 mod baton;
 #[cfg(test)]
 mod elsewhere;
+mod fail;
 mod interrupts;
 mod machine;
 mod memory;
-mod refusal;
 #[cfg(asan)]
 mod shadow;
 mod tables;
@@ -34,8 +34,10 @@ use std::sync::Arc;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{Op, Outcome};
+use vmkern_abi::fail::{FailSite, FailSpec};
 
 pub use self::access::SimAccess;
+use self::fail::Sites;
 pub use self::machine::SimMachine;
 pub use self::threads::Waiting;
 use crate::vm::{BootMemory, PhysRange, Vm, Zeroed};
@@ -63,7 +65,21 @@ impl Sim {
     /// Boots a machine as [`Sim::boot`] does; with [`Zeroed::No`] all memory holds garbage.
     #[must_use]
     pub fn boot_with(bytes: u64, tunables: Tunables, zeroed: Zeroed) -> Self {
-        let machine = SimMachine::new(&ram(bytes), zeroed);
+        Self::boot_failing(bytes, tunables, zeroed, &[])
+    }
+
+    /// Boots a machine as [`Sim::boot_with`] does, with these sites armed before the first
+    /// instruction of the memory system.
+    #[must_use]
+    pub fn boot_failing(
+        bytes: u64,
+        tunables: Tunables,
+        zeroed: Zeroed,
+        armed: &[(FailSite, FailSpec)],
+    ) -> Self {
+        let sites = Sites::default();
+        armed.iter().for_each(|(site, spec)| sites.arm(*site, spec));
+        let machine = SimMachine::new(&ram(bytes), zeroed, sites);
         let pml4 = tables::build(&machine);
         let ranges = managed(bytes);
         let boot = BootMemory {

@@ -25,6 +25,7 @@
 use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE, round_page};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::{KernReturn, MallocFlags, MapId};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{
@@ -96,6 +97,7 @@ impl<M: VmMachine> Vm<M> {
         // The entry may merge with a neighbour now. It stays, unless a thread frees a range that
         // has not been returned yet.
         drop(locked);
+        self.intr_window();
 
         // 2. The pages are allocated before vm_map_wire, whose faults then only map and wire them.
         let mut object = self.vm_object_lock(kernel_object);
@@ -111,6 +113,7 @@ impl<M: VmMachine> Vm<M> {
         }
         // The pages are neither busy nor wired: a free of the range would free them.
         drop(object);
+        self.intr_window();
 
         // 3. Finally, the data is wired. The range is the entry just made: only a free of it while
         // the map was unlocked can leave a hole.
@@ -161,7 +164,12 @@ impl<M: VmMachine> Vm<M> {
         // 2. The map itself.
         let max = min.add(size);
         let result = loop {
-            match self.vm_map_create(min, max) {
+            let created = if self.fails(FailSite::KmemSuballocMap) {
+                Err(Shortage)
+            } else {
+                self.vm_map_create(min, max)
+            };
+            match created {
                 Ok(result) => break result,
                 // The range of the parent stays taken.
                 Err(Shortage) if self.vm_can_wait() => self.vm_wait(),
@@ -216,6 +224,7 @@ impl<M: VmMachine> Vm<M> {
         self.vm_map_simplify_entry(map, entry);
 
         // 5. The mappings. A page is no longer busy once it is mapped.
+        self.intr_window();
         let object = self.vm_object_lock(kmem_object);
         for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
             self.page_point();

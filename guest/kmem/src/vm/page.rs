@@ -7,14 +7,13 @@
 
 use bitflags::bitflags;
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::layout::{PageFlags, PageOflags, VmPage};
 
-use super::pagecache::Cached;
 use super::phys::Phys;
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
-pub use crate::machine::AllocClass;
-use crate::machine::{Cpu, PhysMem, Supply};
+pub use crate::machine::{AllocClass, Cpu, PhysMem};
 
 /// There were too few pages: nothing was changed, and the caller decides whether to fail or to
 /// wait.
@@ -98,6 +97,23 @@ pub enum Contents {
     Zero,
 }
 
+/// The sites at which a request for a page may fail.
+const PAGE_SITES: u64 = FailSite::VmPageAlloc.bit()
+    | FailSite::VmPageAllocNormal.bit()
+    | FailSite::VmPageAllocSystem.bit()
+    | FailSite::VmPageAllocInterrupt.bit();
+
+impl AllocClass {
+    /// The site at which a request of this class may fail.
+    const fn site(self) -> FailSite {
+        match self {
+            Self::Normal => FailSite::VmPageAllocNormal,
+            Self::System => FailSite::VmPageAllocSystem,
+            Self::Interrupt => FailSite::VmPageAllocInterrupt,
+        }
+    }
+}
+
 impl<M: PhysMem + Cpu> Phys<M> {
     /// The page structure behind `m`.
     #[inline]
@@ -153,14 +169,17 @@ impl<M: PhysMem + Cpu> Phys<M> {
             want.class
         };
         let want = Want { class, ..want };
-        match self.page_cache_alloc(want) {
-            Cached::Page(m) => Some(m),
-            Cached::None => self.vm_page_alloc_exact(want),
-            Cached::Refused => {
-                self.vm_page_short(&self.free_queue());
-                None
-            }
+        if self.is_armed(PAGE_SITES) && self.vm_page_alloc_fails(class) {
+            self.vm_page_short(&self.free_queue());
+            return None;
         }
+        self.page_cache_alloc(want).or_else(|| self.vm_page_alloc_exact(want))
+    }
+
+    /// Whether a request of `class` must fail: the site of all classes, then that of the class.
+    #[cold]
+    fn vm_page_alloc_fails(&self, class: AllocClass) -> bool {
+        self.fails(FailSite::VmPageAlloc) || self.fails(class.site())
     }
 
     /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free
@@ -175,9 +194,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             AllocClass::Interrupt => 0,
         };
         let floor = floor.saturating_sub(cnt.v_cache_count.get());
-        let refused =
-            cnt.v_free_count.get() > floor && self.machine().refuses(Supply::Page(want.class));
-        if refused || !cnt.v_free_count.take_above(floor) {
+        if !cnt.v_free_count.take_above(floor) {
             self.vm_page_short(&queue);
             return None;
         }

@@ -37,7 +37,7 @@ use super::page::{Contents, FreeQueue, Want};
 use super::phys::{End, Phys};
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
-use crate::machine::{Cpu, Mark, PhysMem, Supply};
+use crate::machine::{Cpu, Mark, PhysMem};
 
 /// Most pages in a cache, unless `vm.pgcache_zone_max_pcpu` says otherwise.
 pub const PAGE_CACHE_MAX: u64 = 64;
@@ -51,17 +51,6 @@ impl Lock for PageCacheLock {
 
 /// A cache, locked.
 type LockedCache<'a, M> = Guard<'a, M, PageCacheLock>;
-
-/// The outcome of a request to a cache.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Cached {
-    /// This page, which the caller owns.
-    Page(KPtr<VmPage>),
-    /// No page: the caller asks the free lists.
-    None,
-    /// The machine refuses a page.
-    Refused,
-}
 
 impl<M: PhysMem + Cpu> Phys<M> {
     /// Enables the caches from now on, one more than before: a CPU has been added, and does not run
@@ -84,18 +73,16 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.state().page_cache_max.get().div_ceil(2)
     }
 
-    /// Takes a page from this CPU's cache, if pages are plenty. Locks: takes the cache's, and to
+    /// Takes a page from this CPU's cache, if pages are plenty; otherwise the caller asks the free
+    /// lists. Locks: takes the cache's, and to
     /// fill it the free queue's.
     #[inline]
-    pub(super) fn page_cache_alloc(&self, want: Want) -> Cached {
+    pub(super) fn page_cache_alloc(&self, want: Want) -> Option<KPtr<VmPage>> {
         // 1. Near the floor the lists decide.
         let (state, free) = (self.state(), &self.cnt().v_free_count);
         let floor = state.page_cache_floor.get();
         if floor == 0 || free.get() <= floor {
-            return Cached::None;
-        }
-        if self.machine().refuses(Supply::Page(want.class)) {
-            return Cached::Refused;
+            return None;
         }
         // 2. An empty cache is filled first.
         let cache = &self.pcpu().page_cache;
@@ -108,7 +95,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             self.page_cache_refill(&queue, &locked, cache);
         }
         // 3. Its first page, if the count of free pages, which others change, still allows it.
-        let mut page = Cached::None;
+        let mut page = None;
         if let Some(pfn) = self.page_list(&cache.pages).first()
             && free.take_above(state.page_cache_floor.get())
         {
@@ -117,7 +104,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             cache.allocs.inc();
             self.vm_phys_mark(pfn, 1, Mark::Used);
             self.vm_page_hand_out(m, want);
-            page = Cached::Page(m);
+            page = Some(m);
         }
         drop(locked);
         page

@@ -6,6 +6,7 @@
 //! once. [`crate::kern`] runs and ends threads; this module allocates and frees their memory.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{Pcpu, Thread, ThreadState};
 
@@ -105,6 +106,9 @@ impl<M: VmMachine> Vm<M> {
         wait: Wait,
     ) -> Result<KPtr<Thread>, Shortage> {
         self.assert_no_locks("kthread_create");
+        if self.fails(FailSite::KthreadCreate) {
+            return Err(Shortage);
+        }
         self.thread_reap();
         if self.tfind(spec.tid).is_some() {
             self.panic(format_args!("kthread_create: thread {} exists", spec.tid));

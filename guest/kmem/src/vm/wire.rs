@@ -2,6 +2,7 @@
 //! `vm_fault.c`).
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{VmMap, VmMapEntry};
 
@@ -27,6 +28,9 @@ impl<M: VmMachine> Vm<M> {
         start: GuestVirt,
         end: GuestVirt,
     ) -> Result<(), KernReturn> {
+        if let Some(code) = self.fail_point(FailSite::VmMapWire) {
+            return Err(code_of(code));
+        }
         let range = (start, end);
         let begin = |entry, end| self.map_wire_begin(map, entry, end);
         let undo = |entry: &VmMapEntry, result: Result<(), KernReturn>| {
@@ -65,6 +69,7 @@ impl<M: VmMachine> Vm<M> {
         // Entries of others may come and go. This one stays, because it is in transition, but it
         // may move, or be in pieces.
         self.vm_map_unlock(map);
+        self.intr_window();
         let result = self.vm_fault_wire(map, start, end);
         self.vm_map_lock(map);
         let mut piece = entry;
@@ -98,4 +103,9 @@ impl<M: VmMachine> Vm<M> {
             count => entry.wired_count.set(count - 1),
         }
     }
+}
+
+/// The result that a fail point asks for.
+fn code_of(value: u64) -> KernReturn {
+    u32::try_from(value).ok().and_then(KernReturn::from_code).unwrap_or(KernReturn::Failure)
 }

@@ -7,6 +7,7 @@
 //! INTERRUPT-class pages and never sleep.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kva::phys_to_dmap;
 pub use vmkern_abi::layout::ZoneItem;
 use vmkern_abi::layout::{SlabHeader, SlabItem, SlabZone, Zone};
@@ -16,7 +17,7 @@ use super::phys::{Phys, phys_of};
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::kern::queue::{PointerList, PointerSList, pointer_links};
-use crate::machine::{AllocClass, Cpu, Mark, PhysMem, Supply};
+use crate::machine::{AllocClass, Cpu, Mark, PhysMem};
 use crate::num::to_u32;
 use crate::window::Line;
 
@@ -126,7 +127,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         kind: Zone,
     ) -> Option<KPtr<SlabHeader>> {
         // 1. A page, and the slab's header at its start.
-        if self.machine().refuses(Supply::Slab) {
+        if self.fails(FailSite::SlabZalloc) {
             return None;
         }
         let page = self.vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED)?;

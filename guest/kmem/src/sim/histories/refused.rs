@@ -3,8 +3,8 @@
 use super::Telling;
 use super::step::{History, On, STEPS, Step, history};
 use super::world::World;
-use crate::machine::Supply;
 use proptest::prelude::*;
+use vmkern_abi::fail::FailSite;
 
 /// A history whose last step meets a refusal.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub fn refused() -> impl Strategy<Value = Refused> {
 
 /// Performs `refused` once for each allocation of this kind that the last step makes, and returns
 /// their number.
-fn each(refused: &Refused, what: Option<Supply>, telling: &Telling) -> u64 {
+fn each(refused: &Refused, what: FailSite, telling: &Telling) -> u64 {
     for nth in 1.. {
         telling.take();
         let mut world = World::new(refused.before.shape, telling);
@@ -55,7 +55,7 @@ fn each(refused: &Refused, what: Option<Supply>, telling: &Telling) -> u64 {
 
 /// Refuses everything that can be refused.
 pub fn everything(refused: &Refused, telling: &Telling) {
-    each(refused, None, telling);
+    each(refused, FailSite::VmPageAlloc, telling);
 }
 
 #[cfg(test)]
@@ -66,17 +66,16 @@ mod tests {
     use super::super::step::{FreeBy, How, Part, Shape, Size, memory};
     use super::*;
     use crate::sim::Sim;
-    use crate::vm::page::AllocClass;
 
-    /// The kinds that can be refused, each by itself and all together.
-    const KINDS: [Option<Supply>; 7] = [
-        None,
-        Some(Supply::Page(AllocClass::Normal)),
-        Some(Supply::Page(AllocClass::System)),
-        Some(Supply::Page(AllocClass::Interrupt)),
-        Some(Supply::PageTable),
-        Some(Supply::MapPool),
-        Some(Supply::Slab),
+    /// The sites at which an allocation can be refused.
+    const KINDS: [FailSite; 7] = [
+        FailSite::VmPageAlloc,
+        FailSite::VmPageAllocNormal,
+        FailSite::VmPageAllocSystem,
+        FailSite::VmPageAllocInterrupt,
+        FailSite::PmapPtAlloc,
+        FailSite::VmMapEntryAlloc,
+        FailSite::SlabZalloc,
     ];
 
     fn shape() -> Shape {
@@ -93,7 +92,7 @@ mod tests {
     }
 
     /// A step after some preparation, with the kinds of which it must need at least one.
-    fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<Supply>)> {
+    fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<FailSite>)> {
         let alloc = |map, pages: u64, how| Step::Allocate {
             map,
             size: Size::Bytes(pages * PAGE_SIZE),
@@ -101,8 +100,11 @@ mod tests {
         };
         let nowait = How::Malloc(MallocFlags::NOWAIT);
         let waitok = How::Malloc(MallocFlags::WAITOK);
-        let [normal, system, interrupt] =
-            [AllocClass::Normal, AllocClass::System, AllocClass::Interrupt].map(Supply::Page);
+        let [normal, system, interrupt] = [
+            FailSite::VmPageAllocNormal,
+            FailSite::VmPageAllocSystem,
+            FailSite::VmPageAllocInterrupt,
+        ];
         // Memory and windows in turn, each an entry of its own, up to the edge of the home of
         // kmem_map.
         let crowd = |map: u8, how: How| -> Vec<Step> {
@@ -110,7 +112,7 @@ mod tests {
             (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
         };
         let boots = || vec![boot_tables()];
-        let (table, far) = (Supply::PageTable, alloc(0, 3000, How::Nofault));
+        let (table, far) = (FailSite::PmapPtAlloc, alloc(0, 3000, How::Nofault));
         let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
         let enter = Step::Enter { pick: 0, from: 0, count: 5 };
         let suballoc = |pages: u64| Step::Suballoc {
@@ -129,13 +131,13 @@ mod tests {
                 "a map that outgrows its home",
                 crowd(1, nowait),
                 alloc(1, 2, nowait),
-                vec![Supply::MapPool],
+                vec![FailSite::VmMapEntryAlloc],
             ),
             (
                 "a sleeper in such a map",
                 crowd(1, nowait),
                 alloc(1, 2, waitok),
-                vec![Supply::MapPool],
+                vec![FailSite::VmMapEntryAlloc],
             ),
             (
                 "kmem_alloc in such a map",
@@ -143,20 +145,20 @@ mod tests {
                 alloc(0, 2, How::Alloc),
                 vec![normal],
             ),
-            ("kmem_suballoc", vec![], suballoc(8), vec![Supply::MapPool]),
+            ("kmem_suballoc", vec![], suballoc(8), vec![FailSite::VmMapEntryAlloc]),
             ("kmem_suballoc past the page tables", boots(), suballoc(3000), vec![table]),
             ("kmem_alloc_wait", vec![], alloc(2, 8, How::Wait), vec![]),
             (
                 "the first touch",
                 vec![alloc(2, 8, How::Wait)],
                 Step::Touch { pick: 0, part: Part::Whole },
-                vec![Supply::Slab, normal],
+                vec![FailSite::SlabZalloc, normal],
             ),
             (
                 "a cut of what was never touched",
                 vec![alloc(2, 8, How::Wait)],
                 Step::Free { pick: 0, part, by: FreeBy::Wakeup },
-                vec![Supply::Slab],
+                vec![FailSite::SlabZalloc],
             ),
             (
                 "a cut in a full map",
@@ -165,7 +167,12 @@ mod tests {
                 vec![],
             ),
             ("pmap_qenter", vec![alloc(0, 8, How::Nofault)], enter, vec![system]),
-            ("on_lowmem", vec![alloc(1, 8, nowait)], Step::Lowmem { pick: 0 }, vec![Supply::Slab]),
+            (
+                "on_lowmem",
+                vec![alloc(1, 8, nowait)],
+                Step::Lowmem { pick: 0 },
+                vec![FailSite::SlabZalloc],
+            ),
             ("uma_reclaim", vec![], Step::Reclaim, vec![]),
         ]
     }
@@ -177,13 +184,10 @@ mod tests {
             let steps = before.into_iter().map(|step| (On::Driver, step)).collect();
             let shape = shape();
             let refused = Refused { before: History { shape, steps }, last };
-            let reached = KINDS.map(|kind| each(&refused, kind, &Telling::default()));
+            let reached = KINDS.map(|site| each(&refused, site, &Telling::default()));
             println!("{name}: {reached:?} allocations by kind");
             for (kind, count) in KINDS.iter().zip(reached) {
-                assert!(
-                    count > 0 || kind.is_none_or(|kind| !needed.contains(&kind)),
-                    "{name} asks for no {kind:?}"
-                );
+                assert!(count > 0 || !needed.contains(kind), "{name} asks for no {kind:?}");
             }
         }
     }

@@ -7,13 +7,14 @@ use proptest::prelude::*;
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::MapId;
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::layout::{Pcpu, VmPage};
 
 use super::super::Sim;
 use super::super::check::{check, check_zeros};
 use super::{MIB, NOWAIT, ZEROED};
 use crate::kern::lock::LockClass;
-use crate::machine::{Cpu, Supply};
+use crate::machine::Cpu;
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 
 /// Most pages in a cache.
@@ -293,7 +294,7 @@ fn a_handler_allocates_and_frees_in_the_middle_of_a_thread() {
 fn a_refused_page_counts_as_a_shortage_and_stays_in_its_cache() {
     let cpus = Cpus::boot(16, 2, Tunables::default());
     let free = cpus.sim.free_pages();
-    cpus.sim.refuse(Some(Supply::Page(AllocClass::Interrupt)), 1);
+    cpus.sim.fail_nth(FailSite::VmPageAllocInterrupt, 1);
     assert_eq!((cpus.alloc(AllocClass::Interrupt), cpus.sim.free_pages()), (None, free));
     assert_eq!(cpus.sim.vm().state().vm_pageout_deficit.get(), 1);
     let held = cpus.take(1);

@@ -20,6 +20,7 @@ mod fill;
 mod wire;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VmMap, VmPage};
@@ -171,6 +172,7 @@ impl<M: VmMachine> Vm<M> {
             return Resolution::Failed(KernReturn::Failure);
         };
         // 1. The page, found or allocated.
+        self.intr_window();
         let locked = self.vm_object_lock(object);
         let found = self.vm_fault_page(&locked, place.pindex);
 
@@ -231,7 +233,9 @@ impl<M: VmMachine> Vm<M> {
             None if pindex >= self.get(object).size.get() => {
                 Found::Nothing(KernReturn::ProtectionFailure)
             }
-            None if self.vm_page_count_severe() => Found::Shortage,
+            None if self.vm_page_count_severe() || self.fails(FailSite::VmFaultAlloc) => {
+                Found::Shortage
+            }
             None => {
                 match self.vm_page_alloc(locked, pindex, AllocClass::Normal, AllocFlags::ZERO) {
                     Some(m) if self.page(m).flags.get().contains(PageFlags::ZERO) => {

@@ -57,7 +57,9 @@ impl<M: Machine> Map<M> {
             resume = marked.resume.map(|(start, _)| start);
             match (marked.first, marked.resume) {
                 (Some(first), _) => {
+                    self.intr_window();
                     let first = self.map_flush(map, first, marked.flush);
+                    self.intr_window();
                     self.map_delete_marked(map, first, end);
                 }
                 // The map was unlocked: the next turn starts at the address, not at the entry.

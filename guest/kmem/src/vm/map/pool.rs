@@ -14,12 +14,13 @@
 //! Pages are INTERRUPT-class and never waited for. The map's lock is held.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
 
 use super::Map;
 use crate::kern::queue::{PointerTailQ, pointer_links};
-use crate::machine::{AllocClass, Machine, Mark, Supply};
+use crate::machine::{AllocClass, Machine, Mark};
 use crate::vm::page::{AllocFlags, Contents, Shortage};
 use crate::vm::phys::phys_of;
 use crate::window::{Line, Shared};
@@ -200,7 +201,7 @@ impl<M: Machine> Map<M> {
     }
 
     fn map_page_alloc<T>(&self) -> Result<KPtr<T>, Shortage> {
-        if self.machine().refuses(Supply::MapPool) {
+        if self.fails(FailSite::VmMapEntryAlloc) {
             return Err(Shortage);
         }
         let page =

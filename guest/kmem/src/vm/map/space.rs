@@ -1,6 +1,7 @@
 //! Searches in a map: the entry at an address, and room for a range.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, round_page};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::{KernReturn, MapId};
 use vmkern_abi::layout::VmMap;
 
@@ -66,6 +67,9 @@ impl<M: Machine> Map<M> {
         start: GuestVirt,
         length: u64,
     ) -> Result<GuestVirt, NoRange> {
+        if self.fails(FailSite::VmMapFindspace) {
+            return Err(NoRange::Refused(KernReturn::NoSpace));
+        }
         // 1. The lowest gap.
         let m = self.get(map);
         let start = start.max(m.min_offset());

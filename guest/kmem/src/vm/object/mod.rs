@@ -14,6 +14,7 @@ use core::mem::offset_of;
 use core::ops::Deref;
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, VmObject, VmPage};
 
@@ -132,6 +133,9 @@ impl<M: PhysMem + Cpu> Object<M> {
     /// # Errors
     /// [`Shortage`] when there is no page for the object.
     pub(crate) fn vm_object_allocate(&self, size: u64) -> Result<KPtr<VmObject>, Shortage> {
+        if self.fails(FailSite::VmObjectReserve) {
+            return Err(Shortage);
+        }
         let pointer = self.zone_alloc::<VmObject>().ok_or(Shortage)?;
         let object = self.get(pointer);
         object.ref_count.set(1);

@@ -44,6 +44,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             managed: if is_phys { Managed::No } else { Managed::Yes },
             oflags: if is_busy { PageOflags::BUSY } else { PageOflags::empty() },
         })?;
+        self.intr_window();
         self.vm_page_insert(m, object, pindex);
         Some(m)
     }

@@ -1,12 +1,13 @@
 //! Page tables for more of the kernel's address space.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::kva::VM_MAX_KERNEL_ADDRESS;
 use vmkern_abi::layout::{PageFlags, VmPage};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::Pmap;
-use crate::machine::{AllocClass, Machine, Supply};
+use crate::machine::{AllocClass, Machine};
 use crate::vm::page::{AllocFlags, Contents, Shortage};
 use crate::window::PageTable;
 
@@ -64,7 +65,7 @@ impl<M: Machine> Pmap<M> {
             if entry.get().is_valid() {
                 continue;
             }
-            if self.machine().refuses(Supply::PageTable) {
+            if self.fails(FailSite::PmapPtAlloc) {
                 return Err(Shortage);
             }
             let flags = AllocFlags::WIRED | AllocFlags::ZERO;

@@ -222,6 +222,7 @@ impl<M: Machine> Pmap<M> {
         }
         let new = Pte::new(pa, flags);
         entry.set(new);
+        self.intr_window();
         self.pmap_account(&pmap, new, 1);
         self.tlb_flush(flush);
     }

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use vmkern_abi::control::{MapId, MapKind, Op, Outcome};
+use vmkern_abi::fail::FailSite;
 use vmkern_abi::layout::EntryFlags;
 
 pub use self::perform::{Verdict, store};
@@ -22,7 +23,6 @@ pub use self::sleepers::{Cause, Sleeper};
 use super::naive::{Naive, NaiveMap, Range, What};
 use super::script::Script;
 use super::step::Shape;
-use crate::machine::Supply;
 use crate::sim::Sim;
 
 /// The machine and the model.
@@ -49,7 +49,9 @@ pub struct World {
     pub over: bool,
     /// Number of the step or round.
     pub turn: u64,
-    armed: Option<(Option<Supply>, u64)>,
+    armed: Option<(FailSite, u64)>,
+    /// The site that is armed for the operation that runs.
+    failing: Option<FailSite>,
     refused: bool,
     events: u64,
     seed: u64,
@@ -84,6 +86,7 @@ impl World {
             over: false,
             turn: 0,
             armed: None,
+            failing: None,
             refused: false,
             events: sim.vm().cnt().lowmem_events.get(),
             seed: 0,

@@ -2,9 +2,9 @@
 //! everything as it was.
 
 use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
+use vmkern_abi::fail::FailSite;
 
 use super::World;
-use crate::machine::Supply;
 
 /// The state that a failure must not change.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,9 +17,9 @@ pub struct Counters {
 }
 
 impl World {
-    /// Makes an allocation of the next operation of a step fail: number `nth` of those for `what`.
-    pub fn arm(&mut self, what: Option<Supply>, nth: u64) {
-        self.armed = Some((what, nth));
+    /// Makes the next operation of a step fail at hit number `nth` of `site`.
+    pub fn arm(&mut self, site: FailSite, nth: u64) {
+        self.armed = Some((site, nth));
     }
 
     /// Whether an operation has met the refusal.
@@ -36,14 +36,15 @@ impl World {
         ) {
             return None;
         }
-        let (what, nth) = self.armed.take()?;
+        let (site, nth) = self.armed.take()?;
         // A thread that waits because of the refusal must not also wait for lack of pages.
         if self.sim.free_pages() < 250 {
             return None;
         }
-        self.script.borrow_mut().remark(&format!("Allocation {nth} of {what:?} is refused here:"));
+        self.script.borrow_mut().remark(&format!("Hit {nth} of {} fails here:", site.name()));
         let counters = self.counters();
-        self.sim.refuse(what, nth);
+        self.sim.fail_nth(site, nth);
+        self.failing = Some(site);
         Some(counters)
     }
 
@@ -56,7 +57,7 @@ impl World {
         outcome: Outcome,
     ) -> bool {
         let Some(before) = refusal else { return false };
-        self.refused = self.sim.has_refused();
+        self.refused = self.failing.take().is_some_and(|site| self.sim.disarm(site));
         let failed =
             matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
         if self.refused && failed {

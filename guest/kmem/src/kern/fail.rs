@@ -1,0 +1,124 @@
+//! Fail points (`kern_fail.c`): the kernel's side of [`vmkern_abi::fail`].
+//!
+//! A site is a call of [`Kern::fail_point`], [`Kern::fails`] or [`Kern::intr_window`]. While a site
+//! is not armed, the call is a test of a bit and a branch that is not taken; nothing is stored. The
+//! rest is out of line.
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::fail::{FailAction, FailPoints, FailSite, Fire};
+use vmkern_abi::layout::HeldLocks;
+
+use super::Kern;
+use super::sleepq::WaitChannel;
+use super::synch::Sleep;
+use crate::machine::{Cpu, PhysMem};
+
+impl<M: PhysMem + Cpu> Kern<M> {
+    /// The value with which the function must fail at `site`, if it must. Locks: any; may sleep
+    /// where [`FailSite::sleeps`] allows it.
+    #[inline(always)]
+    pub(crate) fn fail_point(&self, site: FailSite) -> Option<u64> {
+        if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }
+    }
+
+    /// Whether the function must fail at `site`, for functions that fail in one way only.
+    #[inline(always)]
+    pub(crate) fn fails(&self, site: FailSite) -> bool {
+        self.fail_point(site).is_some()
+    }
+
+    /// A place between two steps, each of which leaves the structures as others may see them. A
+    /// delay here makes it more likely that others do. Locks: any except the scheduler's.
+    #[inline(always)]
+    pub(crate) fn intr_window(&self) {
+        if self.is_armed(FailSite::IntrWindow.bit()) {
+            let _ = self.fail_point_eval(FailSite::IntrWindow);
+        }
+    }
+
+    /// Whether a site of `bits` is armed.
+    #[inline(always)]
+    pub(crate) fn is_armed(&self, bits: u64) -> bool {
+        self.machine().fail_armed() & bits != 0
+    }
+
+    /// Executes the programme of `site`, if it is armed (`fail_point_eval`).
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn fail_point_eval(&self, site: FailSite) -> Option<u64> {
+        // 1. The hit counts, whatever the programme says.
+        let points = self.machine().fail_points().filter(|_| self.is_armed(site.bit()))?;
+        let point = points.point(site);
+        point.hits.fetch_add(1);
+        let hit = point.hits.get();
+        // 2. A stack that has failed before does not fail again.
+        let stack = points.stacks.on.is_set().then(|| self.stack_hash(site));
+        if stack.is_some_and(|hash| points.stacks.knows(hash)) {
+            return None;
+        }
+        // 3. The terms, up to the first that executes. Only a `print` may go on to the next.
+        let mut from = 0;
+        loop {
+            let fire = points.next(site, from)?;
+            if fire.action == FailAction::Off {
+                return None;
+            }
+            point.fires.fetch_add(1);
+            stack.inspect(|&hash| points.stacks.add(hash));
+            if fire.action != FailAction::Print {
+                self.fail_record(points, site, hit);
+                return self.fail_execute(site, fire);
+            }
+            self.machine().log(format_args!("fail point {} executing", site.name()));
+            if fire.argument == 0 {
+                return None;
+            }
+            from = fire.term + 1;
+        }
+    }
+
+    /// Executes a term that ends the evaluation.
+    fn fail_execute(&self, site: FailSite, fire: Fire) -> Option<u64> {
+        match fire.action {
+            FailAction::Return => return Some(fire.argument),
+            FailAction::Panic => self.panic(format_args!("fail point {} panicking", site.name())),
+            FailAction::Delay => self.machine().delay(fire.argument),
+            FailAction::Sleep => self.fail_sleep(site, fire.argument),
+            FailAction::Off | FailAction::Print => {}
+        }
+        None
+    }
+
+    /// Sleeps for `milliseconds`, and at least one tick. No mutex is owned.
+    fn fail_sleep(&self, site: FailSite, milliseconds: u64) {
+        if self.is_cold() {
+            return;
+        }
+        let hz = self.cnt().hz.get();
+        let timo = milliseconds.saturating_mul(hz).div_ceil(1000).max(1);
+        let Some(points) = self.machine().fail_points() else { return };
+        // The address is the site's, and no thread wakes it.
+        let channel = core::ptr::from_ref(points.point(site)).addr() as u64;
+        self.assert_may_sleep("failpt", HeldLocks::empty());
+        self.sched_lock();
+        let channel = WaitChannel::from(GuestVirt::new(channel));
+        let (Sleep::Woken | Sleep::TimedOut) = self.sleep_locked(channel, 0, "failpt", timo, None);
+    }
+
+    /// Records where a term executes, for reports.
+    fn fail_record(&self, points: &FailPoints, site: FailSite, hit: u64) {
+        let thread = self.current_thread().non_null().map(|thread| self.get(thread).tid.get());
+        points.last.site.put(site);
+        points.last.thread.set(thread.unwrap_or(u32::MAX));
+        points.last.hit.set(hit);
+        points.last.keep(self.machine().call_stack());
+    }
+
+    /// A hash of `site` and the return addresses of the callers (FNV-1a, by words).
+    fn stack_hash(&self, site: FailSite) -> u64 {
+        const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let words = self.machine().call_stack().map(|frame| frame.get());
+        words.chain([site.bit()]).fold(BASIS, |hash, word| (hash ^ word).wrapping_mul(PRIME))
+    }
+}
