@@ -9,6 +9,7 @@ use kmem::machine::{Cpu, Mmu, PhysMem, ThreadStart};
 use kmem::vm::{BootMemory, PhysRange, Vm, Zeroed};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
+use vmkern_abi::fail::FailPoints;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
 use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::paging::Paging;
@@ -18,8 +19,9 @@ use crate::arch::clock::Clock;
 use crate::arch::percpu::PerCpu;
 use crate::arch::{IMAGE_WINDOW_BYTES, cpus, instr, interrupt, tlb};
 use crate::direct_map;
+use crate::host::backtrace::Backtrace;
 use crate::host::pvh::BootData;
-use crate::host::region;
+use crate::host::{log, region};
 use crate::once::Once;
 use crate::threads;
 
@@ -130,6 +132,28 @@ impl Cpu for KernelMachine {
     #[inline]
     fn cycles(&self) -> u64 {
         instr::rdtsc_unordered()
+    }
+
+    #[inline(always)]
+    fn fail_armed(&self) -> u64 {
+        region::fail_armed()
+    }
+
+    fn fail_points(&self) -> Option<&FailPoints> {
+        region::get().map(|region| &region.fail)
+    }
+
+    fn call_stack(&self) -> impl Iterator<Item = GuestVirt> {
+        Backtrace::here()
+    }
+
+    fn delay(&self, usec: u64) {
+        threads::clock().inspect(|clock| clock.delay(usec));
+    }
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        // A line that the log drops is counted there.
+        let _ = log::line(line);
     }
 
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {

@@ -9,8 +9,10 @@ use std::time::Duration;
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::{MAX_VCPUS, Privilege, TimeMode, TunableError, Tunables};
 use vmkern_abi::crash::{CrashKind, FatalFault};
+use vmkern_abi::fail::{FailSite, FailSpec};
 
 use super::error::{ConfigError, LaunchError};
+use super::fail;
 use super::handle::Guest;
 use super::launch::{self, BootReport, Selftest};
 use crate::inspect::{MEMORY_MAX, MEMORY_MIN};
@@ -48,6 +50,8 @@ pub struct GuestBuilder {
     pub(super) kernel: KernelImage,
     pub(super) crash: Option<CrashKind>,
     pub(super) fault: Option<FatalFault>,
+    /// Sites that are armed before the kernel runs.
+    pub(super) armed: Vec<(FailSite, FailSpec)>,
     /// The first invalid setting.
     wrong: Option<ConfigError>,
 }
@@ -65,6 +69,7 @@ impl Default for GuestBuilder {
             kernel: KernelImage::embedded(),
             crash: None,
             fault: None,
+            armed: Vec::new(),
             wrong: None,
         }
     }
@@ -147,6 +152,19 @@ impl GuestBuilder {
     pub fn fault(mut self, fault: FatalFault) -> Self {
         self.fault = Some(fault);
         self
+    }
+
+    /// Arms a fail point before the first instruction of the kernel, as
+    /// [`Guest::fail`] does later. The last programme of a site counts. Possible error:
+    /// [`ConfigError::Fail`].
+    pub fn fail(mut self, site: &str, spec: &str) -> Self {
+        match fail::parse(site, spec) {
+            Ok(armed) => {
+                self.armed.push(armed);
+                self
+            }
+            Err(error) => self.but(error.into()),
+        }
     }
 
     /// Keeps `error`, unless an earlier setting was invalid.

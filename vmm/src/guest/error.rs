@@ -85,6 +85,9 @@ pub enum ConfigError {
         list = Tunables::NAMES.join(" ")
     )]
     UnknownTunable(String),
+    /// A fail point cannot be armed as asked.
+    #[error(transparent)]
+    Fail(#[from] super::fail::FailError),
     /// The value is outside the tunable's range.
     #[error("tunable {name} must be {}, got {value} ({value:#x})", bounds(*.min, *.max))]
     TunableRange {

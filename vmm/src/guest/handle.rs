@@ -1,7 +1,7 @@
 //! The handle to a running guest.
 
 use std::collections::VecDeque;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use vmkern_abi::addr::GuestVirt;
@@ -42,6 +42,8 @@ pub struct Guest {
     /// Why the guest is dead.
     death: Option<GuestError>,
     pending: Pending,
+    /// Held while a fail point's programme changes.
+    pub(super) arming: Mutex<()>,
     /// Responses that arrived during a wait for another one.
     backlog: VecDeque<Response>,
 }
@@ -72,6 +74,7 @@ impl Guest {
             symbols: LazySymbols { kernel, symbols: OnceLock::new() },
             death: None,
             pending: Pending::default(),
+            arming: Mutex::default(),
             backlog: VecDeque::new(),
         }
     }

@@ -26,6 +26,7 @@ use vmkern_inspect::{Handshake, shake};
 use super::builder::GuestBuilder;
 use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
+use super::fail;
 use super::handle::Guest;
 use super::hypervisor::{Hypervisor, Vcpus};
 use super::link::Link;
@@ -176,6 +177,9 @@ fn start_vcpus(
     }
     // 3. Everything that can be done before the memory is filled, and then the rest of the filling.
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
+    if !config.armed.is_empty() {
+        arm(config, &link);
+    }
     let logs = logs(&ram, console, log.zip(log_bell))?;
     let args = boot_args(config, selftest);
     let memory = Arc::clone(&ram);
@@ -205,6 +209,15 @@ fn logs(
     };
     let region = ram.shared::<ControlRegion>(boot::CONTROL).map_err(not_ram)?;
     Ok(Logs::Kept(Keeper::start(region, console.clone(), log, bell)?))
+}
+
+/// Arms the sites that the configuration names, before the kernel runs.
+fn arm(config: &GuestBuilder, link: &Link) {
+    let region = link.region();
+    region.fail.random.set(config.seed);
+    for (site, spec) in &config.armed {
+        fail::arm(region, *site, spec);
+    }
 }
 
 /// Tells the kernel its CPUs' requirements for page-table entries.

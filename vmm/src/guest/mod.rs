@@ -25,6 +25,7 @@ mod builder;
 mod damaged;
 mod environment;
 mod error;
+mod fail;
 mod handle;
 pub(crate) mod hypervisor;
 mod launch;
@@ -43,6 +44,7 @@ pub use self::environment::{Environment, KvmKind};
 pub use self::error::{
     ConfigError, ContractError, GuestError, LaunchError, RequestError, Unemulated,
 };
+pub use self::fail::{FailCounts, FailError, LastFire};
 pub use self::handle::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;
@@ -55,3 +57,4 @@ pub use crate::output::{OutputError, OutputFault};
 pub use vmkern_abi::boot::{TunableError, Tunables};
 pub use vmkern_abi::control::{Allocator, Workload};
 pub use vmkern_abi::crash::{CrashKind, FatalFault};
+pub use vmkern_abi::fail::{FailAction, FailSite, FailSpec};

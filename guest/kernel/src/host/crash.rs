@@ -7,10 +7,10 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::ExitCode;
 use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
 
+use super::backtrace::Backtrace;
 use super::exit::leave;
 use super::{log, region};
 use crate::arch::percpu::PerCpu;
@@ -144,7 +144,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
     let len = message.len;
     record.message_len.set(u32::try_from(len).unwrap_or(0));
     let mut frames = 0u32;
-    for (slot, address) in record.frames.iter().zip(Backtrace::of(cause)) {
+    for (slot, address) in record.frames.iter().zip(backtrace_of(cause)) {
         slot.set(address);
         frames += 1;
     }
@@ -159,7 +159,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
 }
 
 fn print_backtrace(cause: &Cause<'_>) {
-    for address in Backtrace::of(cause).take(FRAMES_MAX) {
+    for address in backtrace_of(cause).take(FRAMES_MAX) {
         let _ = log::last_words(format_args!("  at {address:#x}"));
     }
 }
@@ -187,54 +187,10 @@ impl Write for Message<'_> {
     }
 }
 
-/// Return addresses along the chain of frame pointers, as long as they lie on a kernel stack and go
-/// upward.
-struct Backtrace {
-    next: Option<GuestVirt>,
-    rbp: u64,
-}
-
-impl Backtrace {
-    fn of(cause: &Cause<'_>) -> Self {
-        match cause {
-            Cause::Panic(_) => {
-                let rbp: u64;
-                // SAFETY: reads a register.
-                unsafe {
-                    core::arch::asm!(
-                        "mov {}, rbp",
-                        out(reg) rbp,
-                        options(nomem, nostack, preserves_flags)
-                    )
-                };
-                Self { next: None, rbp }
-            }
-            Cause::Trap { frame, .. } => Self { next: Some(frame.rip), rbp: frame.rbp() },
-        }
-    }
-}
-
-impl Iterator for Backtrace {
-    type Item = GuestVirt;
-
-    fn next(&mut self) -> Option<GuestVirt> {
-        if let Some(first) = self.next.take() {
-            return Some(first);
-        }
-        let cpu = PerCpu::current();
-        let running = cpu.stack_bounds();
-        let on_stack =
-            |a: u64| (running.low..running.high).contains(&a) || cpu.on_emergency_stack(a);
-        if !self.rbp.is_multiple_of(8) || !on_stack(self.rbp) || !on_stack(self.rbp + 8) {
-            return None;
-        }
-        debug_assert!(self.rbp > PAGE_SIZE);
-        // SAFETY: both words lie on a stack, which is mapped for the kernel's whole life.
-        let (up, address) = unsafe { (*(self.rbp as *const u64), *((self.rbp + 8) as *const u64)) };
-        if address == 0 {
-            return None;
-        }
-        self.rbp = if up > self.rbp { up } else { 0 };
-        Some(GuestVirt::new(address))
+/// The return addresses of the code that `cause` stopped.
+fn backtrace_of(cause: &Cause<'_>) -> Backtrace {
+    match cause {
+        Cause::Panic(_) => Backtrace::here(),
+        Cause::Trap { frame, .. } => Backtrace::of_trap(frame),
     }
 }

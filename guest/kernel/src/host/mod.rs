@@ -1,5 +1,6 @@
 //! Everything that communicates with the host.
 
+pub mod backtrace;
 pub mod crash;
 pub mod exit;
 pub mod log;

@@ -1,10 +1,11 @@
 //! Access to the control region.
 
 use core::arch::x86_64::{__cpuid, CpuidResult};
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
+use vmkern_abi::field::Field;
 use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::paging::Paging;
 use vmkern_abi::{ABI_VERSION, describe};
@@ -12,6 +13,12 @@ use vmkern_abi::{ABI_VERSION, describe};
 /// First physical address past low memory, which is mapped at KERNBASE for the loader's data and
 /// the region.
 const LOW_MEMORY_END: u64 = 0xa_0000;
+
+/// What is armed where there is no region: nothing.
+static NOTHING: AtomicU64 = AtomicU64::new(0);
+
+/// The region's word of armed sites, so that a site costs two loads and no test for a region.
+static FAIL_ARMED: AtomicPtr<Field<u64>> = AtomicPtr::new((&raw const NOTHING).cast_mut().cast());
 
 static REGION: AtomicPtr<ControlRegion> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -45,6 +52,7 @@ pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
     }
     publish_abi(region);
     REGION.store(pointer, Ordering::Relaxed);
+    FAIL_ARMED.store((&raw const region.fail_armed).cast_mut(), Ordering::Relaxed);
     Ok(region)
 }
 
@@ -81,6 +89,15 @@ fn learn_paging() -> Paging {
     };
     PAGING.store(paging.word(), Ordering::Relaxed);
     paging
+}
+
+/// Sites of [`vmkern_abi::fail`] that are armed.
+#[must_use]
+#[inline(always)]
+pub fn fail_armed() -> u64 {
+    // SAFETY: only `attach` stores here; what it stores, and the static from before, whose type a
+    // `Field` is a face of, are valid for ever.
+    unsafe { &*FAIL_ARMED.load(Ordering::Relaxed) }.get()
 }
 
 /// The region in use, if there is one.

@@ -108,6 +108,15 @@ impl Clock {
         u64::try_from(cycles).map_or(NEVER, |cycles| self.start_tsc.saturating_add(cycles))
     }
 
+    /// Spins for `micros` microseconds of real time, whatever the clock's own (`DELAY`).
+    pub fn delay(&self, micros: u64) {
+        let cycles = u128::from(micros) * u128::from(self.tsc_khz) / 1000;
+        let start = instr::rdtsc();
+        while u128::from(instr::rdtsc() - start) < cycles {
+            core::hint::spin_loop();
+        }
+    }
+
     /// Advances a virtual clock to the beginning of tick `tick`, if it is not there yet. A real
     /// clock is not changed.
     pub fn jump_to(&self, tick: u64) {
