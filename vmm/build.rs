@@ -13,13 +13,9 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// Code generation for a kernel that is linked at the top 2 GiB and takes traps on its own stack.
-const GUEST_FLAGS: [&str; 4] = [
-    "-Crelocation-model=static",
-    "-Ccode-model=kernel",
-    "-Cno-redzone=yes",
-    "-Cforce-frame-pointers=yes",
-];
+/// Code generation for a kernel that is linked at the top 2 GiB and takes traps on its own stack: a
+/// flag a line.
+const GUEST_FLAGS: &str = include_str!("../guest/kernel/rustflags");
 
 fn main() -> ExitCode {
     println!("cargo:rustc-env=VMKERN_COMMIT={}", commit());
@@ -101,7 +97,7 @@ fn guest_cargo(workspace: &Path, target: &str, target_dir: &Path) -> Result<Comm
             cargo.env_remove(&name);
         }
     }
-    let mut flags: Vec<String> = GUEST_FLAGS.map(String::from).to_vec();
+    let mut flags: Vec<String> = GUEST_FLAGS.lines().map(String::from).collect();
     flags.push(format!("--remap-path-prefix={}=.", workspace.display()));
     cargo
         .current_dir(workspace)

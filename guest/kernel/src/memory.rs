@@ -134,6 +134,7 @@ impl Cpu for KernelMachine {
         instr::rdtsc_unordered()
     }
 
+    #[cfg(not(feature = "no-fail-sites"))]
     #[inline(always)]
     fn fail_armed(&self) -> u64 {
         region::fail_armed()

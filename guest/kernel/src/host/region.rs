@@ -92,6 +92,7 @@ fn learn_paging() -> Paging {
 }
 
 /// Sites of [`vmkern_abi::fail`] that are armed.
+#[cfg_attr(feature = "no-fail-sites", expect(dead_code, reason = "no site asks"))]
 #[must_use]
 #[inline(always)]
 pub fn fail_armed() -> u64 {

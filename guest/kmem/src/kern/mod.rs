@@ -19,6 +19,7 @@ pub mod mp;
 pub mod point;
 pub(crate) mod queue;
 pub mod sched;
+pub(crate) mod seeded;
 pub mod shootdown;
 pub mod sleepq;
 pub mod sx;

@@ -37,6 +37,7 @@ use super::object::LockedObject;
 use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Shortage, Vm, VmMachine};
+use crate::kern::seeded;
 use crate::kern::sleepq::WaitChannel;
 use crate::machine::AllocClass;
 use crate::num::to_usize;
@@ -262,7 +263,9 @@ impl<M: VmMachine> Vm<M> {
         };
         if let Err(why) = space {
             // Room may come and go from here on: the search starts over.
-            self.vm_map_unlock(map);
+            if !(seeded::LEAVES_A_LOCK && nowait) {
+                self.vm_map_unlock(map);
+            }
             if nowait || !matches!(why, NoRange::Refused(_)) {
                 return None;
             }
@@ -447,6 +450,9 @@ impl<M: VmMachine> Vm<M> {
     ) {
         for pindex in (indices(addr, size).start..reached).rev() {
             self.page_point();
+            if seeded::KEEPS_A_PAGE && pindex + 1 == reached {
+                continue;
+            }
             if let Some(m) = self.vm_page_lookup(&object, pindex) {
                 let queues = self.page_queues();
                 self.vm_page_unwire(&queues, m);

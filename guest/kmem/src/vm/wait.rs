@@ -16,6 +16,7 @@ use vmkern_abi::layout::{KernelRoots, VmMeter};
 use super::page::FreeQueue;
 use super::phys::Phys;
 use crate::kern::sched::{PSWP, PUSER, PVM};
+use crate::kern::seeded;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{Cpu, PhysMem};
@@ -113,7 +114,9 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// (`VM_WAITPFAULT`).
     pub fn vm_waitpfault(&self) {
         let queue = self.free_queue();
-        self.pagedaemon_wakeup(&queue);
+        if !seeded::WAKES_NOBODY {
+            self.pagedaemon_wakeup(&queue);
+        }
         self.sleep_for_pages(queue, self.free_count_channel(), PUSER, "pfault");
     }
 

@@ -5,6 +5,7 @@ mod busy;
 mod collisions;
 mod contracts;
 mod events;
+mod fail;
 mod faults;
 mod histories;
 mod index;
