@@ -53,15 +53,22 @@ fn run(number: u64, history: &Replay) {
 fn two_hundred_random_histories_of_the_model_run_in_a_guest_with_the_same_results_addresses_and_counters()
  {
     let pages = managed();
-    let (mut slept, mut panicked) = (0, 0);
+    let (mut slept, mut panicked, mut failed) = (0, 0, 0);
     let factor: u64 =
         std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
     for number in 0..HISTORIES * factor {
         let history = replay(number, pages);
         slept += history.slept;
         panicked += u64::from(history.panicked);
+        failed += u64::from(history.failed);
         run(number, &history);
     }
-    println!("{} histories, {slept} operations that slept, {panicked} panics", HISTORIES * factor);
-    assert!(slept > 20 && panicked > 3, "{slept} slept, {panicked} panicked");
+    println!(
+        "{} histories, {slept} operations that slept, {panicked} panics, {failed} failures",
+        HISTORIES * factor
+    );
+    assert!(
+        slept > 20 && panicked > 3 && failed > 10,
+        "{slept} slept, {panicked} panicked, {failed} failed"
+    );
 }

@@ -5,8 +5,8 @@
 //! says; memory must hold what was written to it; and in the end, when everything has been freed,
 //! every page must be back.
 //!
-//! A history can be written as a `.kmem` script. If operations come one at a time, and none is
-//! refused memory that is available, a guest runs it with the same results, as [`replay`] shows.
+//! A history can be written as a `.kmem` script. If operations come one at a time, a guest runs it
+//! with the same results, even where one fails at a fail point, as [`replay`] shows.
 
 mod apply;
 mod explain;

@@ -6,32 +6,49 @@ use super::world::World;
 use proptest::prelude::*;
 use vmkern_abi::fail::FailSite;
 
-/// A history whose last step meets a refusal.
+/// The sites at which a failure makes an operation wait, or fail with nothing changed.
+pub const SITES: [FailSite; 11] = [
+    FailSite::VmPageAlloc,
+    FailSite::VmPageAllocNormal,
+    FailSite::VmPageAllocSystem,
+    FailSite::VmPageAllocInterrupt,
+    FailSite::PmapPtAlloc,
+    FailSite::VmMapEntryAlloc,
+    FailSite::SlabZalloc,
+    FailSite::VmObjectReserve,
+    FailSite::VmFaultAlloc,
+    FailSite::VmMapWire,
+    FailSite::KmemSuballocMap,
+];
+
+/// A history whose last step fails at a site.
 #[derive(Clone, Debug)]
 pub struct Refused {
     before: History,
     last: Step,
+    site: FailSite,
 }
 
 /// Such histories.
 pub fn refused() -> impl Strategy<Value = Refused> {
     let last = any::<prop::sample::Index>();
-    (history(0..1, &[24, 256, 1000], STEPS), last).prop_filter_map(
+    // Half of them fail at any page, which the other sites are about, too.
+    let site = prop_oneof![Just(FailSite::VmPageAlloc), prop::sample::select(SITES.to_vec())];
+    (history(0..1, &[24, 256, 1000], STEPS), last, site).prop_filter_map(
         "a step is needed",
-        |(mut before, last)| {
+        |(mut before, last, site)| {
             before
                 .steps
                 .retain(|(_, step)| !matches!(step, Step::Panic { .. } | Step::Drain { .. }));
             let (_, last) = (!before.steps.is_empty())
                 .then(|| before.steps.remove(last.index(before.steps.len())))?;
-            Some(Refused { before, last })
+            Some(Refused { before, last, site })
         },
     )
 }
 
-/// Performs `refused` once for each allocation of this kind that the last step makes, and returns
-/// their number.
-fn each(refused: &Refused, what: FailSite, telling: &Telling) -> u64 {
+/// Performs `refused` once for each hit of its site in the last step, and returns their number.
+fn each(refused: &Refused, telling: &Telling) -> u64 {
     for nth in 1.. {
         telling.take();
         let mut world = World::new(refused.before.shape, telling);
@@ -41,7 +58,7 @@ fn each(refused: &Refused, what: FailSite, telling: &Telling) -> u64 {
         if world.over {
             return 0;
         }
-        world.arm(what, nth);
+        world.arm(refused.site, nth);
         world.step(On::Driver, &refused.last);
         let reached = world.has_refused() || world.over;
         world.check_unless_over();
@@ -53,9 +70,25 @@ fn each(refused: &Refused, what: FailSite, telling: &Telling) -> u64 {
     unreachable!("no operation allocates for ever")
 }
 
-/// Refuses everything that can be refused.
+/// Performs `history`, one operation at a time. The first operation of its last step fails at hit
+/// number `nth` of `site`, if it comes to that. Returns whether it did.
+pub fn failing_last(history: &History, site: FailSite, nth: u64, telling: &Telling) -> bool {
+    let mut world = World::new(history.shape, telling);
+    let last = history.steps.len().saturating_sub(1);
+    for (number, (on, step)) in history.steps.iter().enumerate() {
+        if number == last && !world.over {
+            world.arm(site, nth);
+        }
+        world.step(*on, step);
+    }
+    let failed = world.has_refused();
+    world.finish();
+    failed
+}
+
+/// Fails each hit of the site once.
 pub fn everything(refused: &Refused, telling: &Telling) {
-    each(refused, FailSite::VmPageAlloc, telling);
+    each(refused, telling);
 }
 
 #[cfg(test)]
@@ -66,17 +99,6 @@ mod tests {
     use super::super::step::{FreeBy, How, Part, Shape, Size, memory};
     use super::*;
     use crate::sim::Sim;
-
-    /// The sites at which an allocation can be refused.
-    const KINDS: [FailSite; 7] = [
-        FailSite::VmPageAlloc,
-        FailSite::VmPageAllocNormal,
-        FailSite::VmPageAllocSystem,
-        FailSite::VmPageAllocInterrupt,
-        FailSite::PmapPtAlloc,
-        FailSite::VmMapEntryAlloc,
-        FailSite::SlabZalloc,
-    ];
 
     fn shape() -> Shape {
         Shape { memory: memory(), kmem: 256, workers: 0 }
@@ -183,10 +205,13 @@ mod tests {
         for (name, before, last, needed) in cases() {
             let steps = before.into_iter().map(|step| (On::Driver, step)).collect();
             let shape = shape();
-            let refused = Refused { before: History { shape, steps }, last };
-            let reached = KINDS.map(|site| each(&refused, site, &Telling::default()));
+            let before = History { shape, steps };
+            let reached = SITES.map(|site| {
+                let refused = Refused { before: before.clone(), last: last.clone(), site };
+                each(&refused, &Telling::default())
+            });
             println!("{name}: {reached:?} allocations by kind");
-            for (kind, count) in KINDS.iter().zip(reached) {
+            for (kind, count) in SITES.iter().zip(reached) {
                 assert!(count > 0 || !needed.contains(kind), "{name} asks for no {kind:?}");
             }
         }

@@ -11,13 +11,18 @@ use std::rc::Rc;
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use vmkern_abi::fail::FailSite;
 
+use super::refused::{SITES, failing_last};
 use super::script::Script;
 use super::step::{History, history, memory_of};
 use super::{Telling, in_turn};
 
 /// Steps of a history.
 const LONG: Range<usize> = 20..80;
+
+/// Hits of a site of which one fails.
+const FIRST_HITS: u64 = 4;
 
 /// A history that has been performed on the simulated machine.
 #[derive(Clone, Debug)]
@@ -30,6 +35,16 @@ pub struct Replay {
     pub slept: u64,
     /// Whether it ended with a panic, as it should.
     pub panicked: bool,
+    /// Whether an operation failed, or waited, at a fail point.
+    pub failed: bool,
+}
+
+/// Where the last step of history `number` fails, if it does: every other history, at each site and
+/// each of the first hits in turn.
+fn failing(number: u64) -> Option<(FailSite, u64)> {
+    let turn = number / 2;
+    let site = SITES[usize::try_from(turn).ok()? % SITES.len()];
+    (number % 2 == 1).then_some((site, 1 + turn / SITES.len() as u64 % FIRST_HITS))
 }
 
 /// Performs history `number`, on up to three threads besides the first, on a machine that manages
@@ -50,12 +65,19 @@ pub fn replay(number: u64, pages: u64) -> Replay {
     let memory = memory_of(pages);
     let history = History { shape: super::step::Shape { memory, ..drawn.shape }, ..drawn };
     let telling: Telling = Rc::new(RefCell::new(Script::exact()));
-    in_turn(&history, &telling);
+    let failed = match failing(number) {
+        Some((site, nth)) => failing_last(&history, site, nth, &telling),
+        None => {
+            in_turn(&history, &telling);
+            false
+        }
+    };
     let told = telling.borrow();
     Replay {
         script: told.text(),
         settings: history.shape.settings(),
         slept: told.slept,
         panicked: told.panicked,
+        failed,
     }
 }

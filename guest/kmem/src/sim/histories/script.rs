@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_abi::fail::{FailSite, FailSpec};
 use vmkern_abi::layout::Protection;
 
 use super::step::Shape;
@@ -230,6 +231,11 @@ impl Script {
     #[must_use]
     pub fn seen(&self) -> &BTreeSet<&'static str> {
         &self.seen
+    }
+
+    /// Arms `site` with `spec` from here on.
+    pub fn fail(&mut self, site: FailSite, spec: &FailSpec) {
+        self.line(format!("fail {} {spec}", site.name()));
     }
 
     /// A remark.

@@ -2,7 +2,7 @@
 //! everything as it was.
 
 use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
-use vmkern_abi::fail::FailSite;
+use vmkern_abi::fail::{FailSite, FailSpec};
 
 use super::World;
 
@@ -41,9 +41,10 @@ impl World {
         if self.sim.free_pages() < 250 {
             return None;
         }
-        self.script.borrow_mut().remark(&format!("Hit {nth} of {} fails here:", site.name()));
         let counters = self.counters();
-        self.sim.fail_nth(site, nth);
+        let spec = FailSpec::nth(site, nth).expect("a site at which a function can fail");
+        self.script.borrow_mut().fail(site, &spec);
+        self.sim.fail(site, &spec);
         self.failing = Some(site);
         Some(counters)
     }
@@ -57,7 +58,10 @@ impl World {
         outcome: Outcome,
     ) -> bool {
         let Some(before) = refusal else { return false };
-        self.refused = self.failing.take().is_some_and(|site| self.sim.disarm(site));
+        if let Some(site) = self.failing.take() {
+            self.refused = self.sim.disarm(site);
+            self.script.borrow_mut().fail(site, &FailSpec::OFF);
+        }
         let failed =
             matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
         if self.refused && failed {
