@@ -25,7 +25,7 @@ pub enum Param {
     Flags,
     /// The word `system`; can be left out.
     Kind,
-    /// What a range allows, by a name of [`PROTECTIONS`](super::PROTECTIONS).
+    /// What a range allows: `rw`, `r` or `none`.
     Allows,
     /// A thread.
     Thread,
