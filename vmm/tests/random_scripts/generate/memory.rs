@@ -117,7 +117,27 @@ impl Generator<'_> {
         format!("{verb} {address} {count}")
     }
 
+    /// Protects a piece. A tame script opens it again, and spares windows: the pages of one that is
+    /// closed are lost.
+    fn protect(&mut self) {
+        let is_tame = self.style.manners == Manners::Tame;
+        let pieces: Vec<Piece> =
+            self.pieces.iter().filter(|piece| !is_tame || piece.window == 0).cloned().collect();
+        if pieces.is_empty() {
+            return self.wait();
+        }
+        let Piece { name, map, size, .. } = self.dice.pick(&pieces).clone();
+        let allows = self.dice.word(&["rw", "r", "none"]);
+        self.say(format!("protect {map} ${name} {size} {allows}"));
+        if is_tame {
+            self.say(format!("protect {map} ${name} {size} rw"));
+        }
+    }
+
     pub(super) fn access(&mut self) {
+        if self.dice.once_in(10) {
+            return self.protect();
+        }
         let (address, size) = self.range();
         let runner = self.runner();
         let seed = self.dice.between(0, 9);
