@@ -1,5 +1,6 @@
 //! The sites: one table for their names, and for what they can do.
 
+use super::FailAction;
 use crate::codes::codes;
 use crate::kmem::KernReturn;
 
@@ -142,7 +143,7 @@ fail_sites! {
     }
     /// `kthread_create`, before it begins.
     KthreadCreate = 11 "kthread_create" {
-        returns: Returns::Null, sleeps: Yes,
+        returns: Returns::Null, sleeps: No,
         effect: "a thread is not created, as if there were no page for it",
     }
     /// A sleep with a wait message (`tsleep`, `msleep`).
@@ -171,6 +172,16 @@ impl FailSite {
     #[inline]
     pub const fn index(self) -> usize {
         self as usize
+    }
+
+    /// Whether a programme of the site may have `action`.
+    #[must_use]
+    pub fn takes(self, action: FailAction) -> bool {
+        match action {
+            FailAction::Return => self.returns() != Returns::Never,
+            FailAction::Sleep => self.sleeps() == Sleeps::Yes,
+            FailAction::Off | FailAction::Delay | FailAction::Panic | FailAction::Print => true,
+        }
     }
 
     /// Its bit in [`ControlRegion::fail_armed`](crate::control::ControlRegion::fail_armed).

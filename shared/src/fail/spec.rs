@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use super::site::{Returns, Sleeps};
+use super::site::Returns;
 use super::{CHANCE_MAX, FailAction, FailPoint, FailSite, TERMS_MAX, UNLIMITED};
 
 /// Longest delay in microseconds: the CPU does nothing else.
@@ -278,12 +278,7 @@ impl Reader<'_> {
     /// Reads the argument of the action at `start`, and checks that the site takes both.
     fn admit(&mut self, term: &mut Term, start: usize) -> Result<(), SpecError> {
         let refused = SpecError { at: start, rule: SpecRule::Refused(self.site, term.action) };
-        let is_taken = match term.action {
-            FailAction::Return => self.site.returns() != Returns::Never,
-            FailAction::Sleep => self.site.sleeps() == Sleeps::Yes,
-            _ => true,
-        };
-        if !is_taken {
+        if !self.site.takes(term.action) {
             return Err(refused);
         }
         let at = self.at + 1;
@@ -351,7 +346,7 @@ impl fmt::Display for SpecError {
             SpecRule::Length => write!(f, "there are more than {TERMS_MAX} terms"),
             SpecRule::Refused(site, FailAction::Sleep) => write!(
                 f,
-                "{} does not take `sleep`: a mutex can be owned there; `delay` spins",
+                "{} does not take `sleep`: its caller may not sleep; `delay` spins",
                 site.name()
             ),
             SpecRule::Refused(site, action) => {
