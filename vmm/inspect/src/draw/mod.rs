@@ -5,6 +5,7 @@
 
 mod cpus;
 mod diff;
+mod fail;
 mod locks;
 mod maps;
 mod objects;
@@ -43,6 +44,7 @@ pub fn draw(inspection: &Inspection) -> String {
         Body::Threads(report) => threads::draw(report),
         Body::Cpus(report) => cpus::draw(report),
         Body::Locks(report) => locks::draw(report),
+        Body::Fail(report) => fail::draw(report),
         Body::Diff(report) => diff::draw(report),
     };
     damage(&mut out, &inspection.damage, inspection.damage_left_out);

@@ -6,13 +6,13 @@ use vmkern_abi::pte::PteFlags;
 use super::{WIDTH, draw};
 use crate::report::{
     Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage,
-    DiffReport, EntryReport, FreeList, Hex, Inspection, InterruptReport, LockClassReport,
-    LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport, MapLine, MapReport,
-    MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
-    PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport,
-    PagesReport, Picture, PteChange, PteState, Queues, RamReport, Region, RegisterReport,
-    RunReport, SCHEMA, SegmentReport, StepReport, Stretch, SummaryReport, Tables, ThreadReport,
-    ThreadsReport, TlbReport, Use, UseCount, VtopReport,
+    DiffReport, EntryReport, FailPointReport, FailReport, FireReport, FreeList, Hex, Inspection,
+    InterruptReport, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff,
+    MapEntriesReport, MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief,
+    ObjectRef, ObjectReport, ObjectsReport, PageCacheReport, PageChange, PageChangeCount,
+    PageReport, PageState, PageTableReport, PagesReport, Picture, PteChange, PteState, Queues,
+    RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport, Stretch,
+    SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
@@ -413,6 +413,40 @@ fn cpus_tell_their_registers() {
         backtrace: vec!["body+0x159b (main.rs:59)".to_owned()],
     };
     check(include_str!("golden/cpus.txt"), Body::Cpus(CpusReport { cpus: vec![cpu] }), Vec::new());
+}
+
+#[test]
+fn fail_points_are_a_table_with_the_last_failure_below_it() {
+    let point = |site, hits, fires, programme: Option<&str>| FailPointReport {
+        site,
+        armed: programme.is_some(),
+        programme: programme.map(str::to_owned).filter(|text| !text.is_empty()),
+        hits,
+        fires,
+        effect: "a page of any class is refused as if the class's floor were reached",
+    };
+    let long = "12.5%7*off->3*off->2.5%10*return(18446744073709551)";
+    let sites = vec![
+        point("vm_page_alloc.interrupt", 12_345_678_901, 12, Some(long)),
+        point("tsleep", 3, 0, Some("")),
+        point("intr_window", 0, 0, None),
+    ];
+    let last = FireReport {
+        site: "vm_page_alloc.interrupt",
+        hit: 40,
+        thread: Some(7),
+        backtrace: vec!["fail_point_eval+0x1b (fail.rs:59)".to_owned(), "body+0x9".to_owned()],
+    };
+    let report = FailReport { sites, last: Some(last) };
+    check(include_str!("golden/fail.txt"), Body::Fail(report.clone()), Vec::new());
+    let text = draw(&Inspection {
+        schema: SCHEMA,
+        source: "test".to_owned(),
+        body: Body::Fail(FailReport { last: None, ..report }),
+        damage: Vec::new(),
+        damage_left_out: 0,
+    });
+    assert!(text.ends_with("\nnothing has failed there yet\n"), "{text}");
 }
 
 #[test]

@@ -77,13 +77,18 @@ pub(super) fn flags(flags: PteFlags) -> String {
 pub(super) const FLAGS_LEGEND: &str =
     "rwxu amgwk: read write execute user, accessed modified global wired kenter";
 
+/// `c`, escaped if it cannot be printed. Quotes can.
+fn printable(c: char) -> String {
+    if matches!(c, '\'' | '"') { c.to_string() } else { c.escape_debug().collect() }
+}
+
 /// `text` in lines of at most `columns` characters, broken at blanks where possible; all lines but
 /// the first are indented. Characters that cannot be printed are escaped.
 pub(super) fn fit(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let length = |line: &str| line.chars().count();
     for word in text.split(' ') {
-        let word: String = word.chars().flat_map(char::escape_debug).collect();
+        let word: String = word.chars().map(printable).collect();
         let mut rest = word.as_str();
         loop {
             let line = lines.last_mut().expect("there is a line");

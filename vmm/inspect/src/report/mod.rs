@@ -10,6 +10,7 @@ mod cpus;
 mod damage;
 mod diff;
 mod entries;
+mod fail;
 mod hex;
 mod locks;
 mod maps;
@@ -38,6 +39,7 @@ pub use self::diff::{
     PteState,
 };
 pub use self::entries::EntryReport;
+pub use self::fail::{FailPointReport, FailReport, FireReport};
 pub use self::hex::Hex;
 pub use self::locks::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 pub use self::maps::{MapEntriesReport, MapReport, MapsReport};
@@ -103,6 +105,8 @@ pub enum Body {
     Cpus(CpusReport),
     /// `locks`.
     Locks(LocksReport),
+    /// `fail`.
+    Fail(FailReport),
     /// `diff`.
     Diff(Box<DiffReport>),
 }
@@ -173,7 +177,7 @@ impl Inspection {
                     }
                 })?))
             }
-            // 3. Addresses, threads, CPUs and locks.
+            // 3. Addresses, threads, CPUs, locks and fail points.
             What::Vtop(va) => Body::Vtop(Box::new(walk::vtop(&survey, *va))),
             What::PageTable(first, last) => {
                 Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last)))
@@ -181,6 +185,7 @@ impl Inspection {
             What::Threads => Body::Threads(threads::threads(&survey, symbols)),
             What::Cpus => Body::Cpus(cpus::cpus(&survey, symbols)),
             What::Locks => Body::Locks(locks::locks(&survey)),
+            What::Fail => Body::Fail(fail::fail(&survey, symbols)),
         };
         Ok(Self::new(source, body, [survey]))
     }

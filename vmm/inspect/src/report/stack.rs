@@ -80,6 +80,10 @@ fn callers(survey: &Survey<'_, '_>, rbp: u64, into: &mut Vec<GuestVirt>) {
 }
 
 /// A line for each call, those inlined included.
-fn render(symbols: &Symbols, addresses: Vec<GuestVirt>, innermost: AddressKind) -> Vec<String> {
+pub(super) fn render(
+    symbols: &Symbols,
+    addresses: Vec<GuestVirt>,
+    innermost: AddressKind,
+) -> Vec<String> {
     symbols.backtrace(addresses.into_iter(), innermost).iter().map(ToString::to_string).collect()
 }

@@ -32,6 +32,8 @@ pub enum What {
     Cpus,
     /// Statistics of locks.
     Locks,
+    /// Fail points.
+    Fail,
 }
 
 /// A request that makes no sense.
@@ -57,7 +59,7 @@ pub enum WhatError {
 crate::debug_as_printed!(WhatError);
 
 /// The names, with their arguments.
-const USAGES: [(&str, &str); 11] = [
+const USAGES: [(&str, &str); 12] = [
     ("summary", "summary"),
     ("maps", "maps"),
     ("map", "map NAME"),
@@ -69,6 +71,7 @@ const USAGES: [(&str, &str); 11] = [
     ("threads", "threads"),
     ("cpus", "cpus"),
     ("locks", "locks"),
+    ("fail", "fail"),
 ];
 
 /// In the form that [`What::parse`] reads.
@@ -91,6 +94,7 @@ impl fmt::Display for What {
             Self::Threads => f.write_str("threads"),
             Self::Cpus => f.write_str("cpus"),
             Self::Locks => f.write_str("locks"),
+            Self::Fail => f.write_str("fail"),
         }
     }
 }
@@ -117,7 +121,7 @@ impl What {
     /// Whether its report has backtraces, and so needs symbols.
     #[must_use]
     pub fn has_backtraces(&self) -> bool {
-        matches!(self, Self::Threads | Self::Cpus)
+        matches!(self, Self::Threads | Self::Cpus | Self::Fail)
     }
 
     /// Reads a request: a name, then its arguments.
@@ -153,6 +157,7 @@ impl What {
             "threads" => none(Self::Threads),
             "cpus" => none(Self::Cpus),
             "locks" => none(Self::Locks),
+            "fail" => none(Self::Fail),
             "map" => map_name(one()?).map(Self::Map).map_err(wrong),
             "page" => number(one()?).map(Self::Page).map_err(wrong),
             "vtop" => number(one()?).map(|va| Self::Vtop(GuestVirt::new(va))).map_err(wrong),
@@ -212,7 +217,8 @@ mod tests {
 
     #[test]
     fn each_thing_is_known_with_its_arguments() {
-        for name in ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "pagetable"]
+        for name in
+            ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "fail", "pagetable"]
         {
             assert!(parse(name).is_ok(), "{name}");
             assert!(
