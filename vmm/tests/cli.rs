@@ -325,7 +325,7 @@ fn inspect_vtop_names_the_reserved_bits_of_a_refused_entry_below_the_levels_abov
     // `broken` added.
     let way = |broken: &str| {
         format!(
-            "let dm = 0xffffff0000000000\nroot = read $dm+0x9058\np4 = read $dm+$root+(511*8)\n\
+            "let dm = 0xffffff0000000000\nroot = read $dm+0x9060\np4 = read $dm+$root+(511*8)\n\
              m = kmem_malloc kmem_map 4K NOWAIT\nwrite $dm+$root+8 $p4{broken}\n"
         )
     };

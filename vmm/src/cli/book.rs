@@ -3,7 +3,7 @@
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 use vmkern::check::{Group, rules};
-use vmkern::guest::Tunables;
+use vmkern::guest::{FailAction, FailSite, Tunables};
 use vmkern::script::{LINES, NAMES, RESULTS, Status, VERBS};
 
 use super::help;
@@ -31,6 +31,8 @@ enum Table {
     Options,
     /// Kernel tunables.
     Tunables,
+    /// Sites of fail points.
+    FailSites,
     /// Rules of the check, a table for each group.
     Rules,
     /// Exit statuses.
@@ -54,6 +56,10 @@ pub fn run(args: &BookArgs) -> Status {
         Table::LaterVerbs => later_verbs(),
         Table::Options => table(&["option", "meaning"], options()),
         Table::Tunables => table(&["tunable", "meaning", "values"], tunables()),
+        Table::FailSites => table(
+            &["site", "actions besides `off` and `print`", "failing there means"],
+            fail_sites(),
+        ),
         Table::Rules => rule_tables(),
         Table::StatusLine => help::statuses() + "\n",
         Table::Statuses => table(&["status", "meaning"], statuses()),
@@ -122,6 +128,17 @@ fn tunables() -> Vec<Vec<String>> {
         ]
     };
     Tunables::TABLE.iter().map(row).collect()
+}
+
+fn fail_sites() -> Vec<Vec<String>> {
+    let row = |site: FailSite| {
+        let takes = FailAction::ALL.into_iter().filter(|&action| {
+            site.takes(action) && !matches!(action, FailAction::Off | FailAction::Print)
+        });
+        let takes: Vec<String> = takes.map(|action| code(action.name())).collect();
+        vec![code(site.name()), takes.join(" "), site.effect().to_owned()]
+    };
+    FailSite::ALL.map(row).to_vec()
 }
 
 /// A heading and a table for each group of rules.

@@ -4,7 +4,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, Args, Command, CommandFactory as _, ValueHint};
 use clap_complete::Shell;
 use vmkern::check::rules;
-use vmkern::guest::Tunables;
+use vmkern::guest::{FailSite, Tunables};
 use vmkern::script::Status;
 
 use super::help;
@@ -68,6 +68,7 @@ fn with_values(arg: Arg) -> Arg {
     match arg.get_id().as_str() {
         "only" => words(rules().map(|rule| rule.id.to_owned()).collect(), arg),
         "settings" => words(Tunables::NAMES.iter().map(|name| format!("{name}=")).collect(), arg),
+        "fails" => words(FailSite::ALL.map(|site| format!("{}=", site.name())).into(), arg),
         "privilege" => words(owned(&["auto", "supervisor", "user"]), arg),
         "time" => words(owned(&["virtual", "real"]), arg),
         "directory" => arg.value_hint(ValueHint::DirPath),

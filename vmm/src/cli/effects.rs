@@ -18,7 +18,7 @@ struct Rule {
 
 /// The options that describe a guest. `--kernel` is not here: it can name the symbols of a dump.
 const GUEST: &[&str] =
-    &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
+    &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings", "fails"];
 
 const OF_A_DUMP: &str = "has no effect on a memory dump, which describes its guest itself; give \
                            --script FILE to boot a guest";

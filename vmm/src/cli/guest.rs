@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use vmkern::guest::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, KernelImage};
+use vmkern::guest::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, FailSite, FailSpec, KernelImage};
 use vmkern::script::{EnvironmentReport, GuestOptions, values};
 use vmkern::{GuestBuilder, LaunchError, Privilege, TimeMode};
 
@@ -38,6 +38,10 @@ pub struct GuestArgs {
     /// Sets a kernel tunable by its name, see the list below; can be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
+    /// Arms a fail point before the kernel's first instruction: `[N%][M*]action[(argument)][->...]`
+    /// at a site of the list below; can be given several times.
+    #[arg(long = "fail", value_name = "SITE=SPEC", value_parser = values::fail_point)]
+    fails: Vec<(FailSite, FailSpec)>,
     /// Boots this kernel image, an ELF file with a PVH entry note or vmkern's own beside it, in
     /// place of the built-in one.
     #[arg(long, value_name = "FILE")]
@@ -84,6 +88,9 @@ impl GuestArgs {
     pub fn builder(&self) -> Result<GuestBuilder, LaunchError> {
         let mut builder = self.options().builder();
         builder.validate()?;
+        for (site, spec) in &self.fails {
+            builder = builder.arm(*site, spec);
+        }
         if let Some(path) = &self.kernel {
             let image = KernelImage::from_file(path)?;
             image.check(self.memory())?;
@@ -92,7 +99,7 @@ impl GuestArgs {
         Ok(builder)
     }
 
-    /// The same as a `guest` line would say it, but for the kernel.
+    /// The same as a `guest` line would say it: all except the kernel and fail points.
     fn options(&self) -> GuestOptions {
         let Self { memory, vcpus, privilege, time, timeout, seed, .. } = *self;
         GuestOptions {

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use clap::{Args, Command, CommandFactory as _};
 use vmkern::guest::Tunables;
-use vmkern::script::{LINES, Line, NAMES, NUMBERS, RESULTS, Status, VERBS, Verb, closest};
+use vmkern::script::{
+    LINES, Line, NAMES, NUMBERS, RESULTS, Status, VERBS, Verb, closest, fail_sites,
+};
 
 pub use super::columns::MOST as WIDTH;
 use super::columns::{Page, width};
@@ -194,9 +196,17 @@ pub fn statuses() -> String {
     format!("Exit status: {}.", rows.collect::<Vec<_>>().join("; "))
 }
 
-/// The tunables of `--set`, and `end` behind them.
+/// The tunables of `--set`, the sites of `--fail`, and `end` behind them.
 pub fn with_tunables(end: &str) -> String {
-    format!("{}\n\n{end}", tunables())
+    format!("{}\n\n{}\n\n{end}", tunables(), sites())
+}
+
+/// The section that lists the fail points.
+fn sites() -> String {
+    let list = fail_sites().replace('\n', "\n  ");
+    format!(
+        "Sites of --fail, with the actions that they take and what failing there means:\n  {list}"
+    )
 }
 
 /// The section that lists them, a tunable a paragraph.

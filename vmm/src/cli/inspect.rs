@@ -32,6 +32,7 @@ WHAT is one of:
   threads                  every thread, with what it waits for and its stack
   cpus                     every CPU
   locks                    how often locks were acquired and waited for, and translations flushed
+  fail                     fail points: programmes, hits, and where one failed last
   diff OTHER               what is different in the dump OTHER
 
 Examples:

@@ -167,6 +167,12 @@ impl GuestBuilder {
         }
     }
 
+    /// The same for a programme that has been read.
+    pub fn arm(mut self, site: FailSite, spec: &FailSpec) -> Self {
+        self.armed.push((site, *spec));
+        self
+    }
+
     /// Keeps `error`, unless an earlier setting was invalid.
     fn but(mut self, error: ConfigError) -> Self {
         self.wrong.get_or_insert(error);

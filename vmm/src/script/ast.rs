@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
 use vmkern_abi::layout::Protection;
 
+use super::fail_point::FailRequest;
 use super::guest_line::GuestOptions;
 use super::lexer::Radix;
 use super::names::MapField;
@@ -170,6 +171,7 @@ pub(super) enum Arg {
     /// A statement to do later.
     Call(Call),
     File(String),
+    Fail(FailRequest),
     What(WhatArg),
 }
 

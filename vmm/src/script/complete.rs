@@ -3,11 +3,12 @@
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{KernReturn, MapId};
 
+use super::fail_point;
 use super::names::{self, MapField};
 use super::verbs::{FLAGS, PROTECTIONS, Param, VERBS, Verb};
 use super::words::KEYWORDS;
 use super::{guest_line, look};
-use crate::guest::ThreadId;
+use crate::guest::{FailSite, ThreadId};
 
 /// The completions of a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +22,9 @@ pub struct Completion {
 /// The completions of the end of `line`, where `bound` are the names that `$` reads.
 #[must_use]
 pub fn complete(line: &str, bound: &[String]) -> Completion {
-    let start =
-        line.rfind([' ', '\t', '(', '[', '|', ',', '+', '*', '/', '%', '=']).map_or(0, |at| at + 1);
+    let start = line
+        .rfind([' ', '\t', '(', '[', '|', ',', '+', '*', '/', '%', '=', '>'])
+        .map_or(0, |at| at + 1);
     let (before, word) = line.split_at(start);
     let mut words = candidates(before, word, bound);
     words.retain(|candidate| candidate.starts_with(word) && candidate != word);
@@ -103,7 +105,17 @@ fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) 
         Some(Param::Allows) => PROTECTIONS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Some(Param::Thread) => threads().collect(),
         Some(Param::Look) => look::NAMES.iter().map(|name| (*name).to_owned()).collect(),
+        Some(Param::Fail) => FailSite::ALL
+            .map(FailSite::name)
+            .into_iter()
+            .chain(fail_point::WORDS)
+            .map(str::to_owned)
+            .collect(),
         Some(Param::Op | Param::File) => Vec::new(),
+        None if params == [Param::Fail] => {
+            let site = arguments.first().and_then(|name| FailSite::from_name(name));
+            site.into_iter().flat_map(fail_point::actions).map(str::to_owned).collect()
+        }
         None if params == [Param::Look] && arguments == ["map"] => {
             maps().chain(values(bound)).collect()
         }
@@ -152,6 +164,14 @@ mod tests {
             ("inspect pa", &["page", "pages", "pagetable"]),
             ("inspect map pi", &["pipe_map"]),
             ("on_lowmem kmem_free k", &["kernel_map", "kmem_map"]),
+            (
+                "fail vm_page_alloc.",
+                &["vm_page_alloc.interrupt", "vm_page_alloc.normal", "vm_page_alloc.system"],
+            ),
+            ("fail of", &["off"]),
+            ("fail tsleep 1*o", &["off"]),
+            ("fail vm_map_wire 5%2*off->s", &["sleep"]),
+            ("fail intr_window re", &[]),
             ("expect bl", &["blocked"]),
             ("expect error KERN_NO_S", &["KERN_NO_SPACE"]),
             ("guest mem", &["memory="]),

@@ -221,6 +221,7 @@ impl Run<'_> {
                 Arg::Allows(protection) => Value::Allows(*protection),
                 Arg::Thread(thread) => Value::Thread(self.thread(at, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
+                Arg::Fail(request) => Value::Fail(request.clone()),
                 Arg::What(what) => Value::Look(self.what(at, what)?),
                 Arg::Call(inner) => {
                     let values = self.values(at, inner)?;

@@ -144,7 +144,8 @@ fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
             | Arg::Kind(_)
             | Arg::Allows(_)
             | Arg::Thread(_)
-            | Arg::File(_) => {}
+            | Arg::File(_)
+            | Arg::Fail(_) => {}
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Response};
+use vmkern_abi::fail::{FailSite, FailSpec};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{ThreadState, VmMeter};
 
@@ -166,6 +167,10 @@ impl Target for GuestTarget {
             (thread.label(), doing)
         });
         told.collect()
+    }
+
+    fn arm(&mut self, site: FailSite, spec: &FailSpec) {
+        self.guest.arm(site, spec);
     }
 
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {

@@ -129,6 +129,17 @@ impl<'a> Lexer<'a> {
         Token { kind, span, spaced: true }
     }
 
+    /// All that has not been taken yet, up to a comment, without the blanks around it. It is taken
+    /// with that.
+    pub fn tail(&mut self) -> (&'a str, Span) {
+        let rest = &self.text[self.taken..];
+        let rest = rest.split_once('#').map_or(rest, |(before, _)| before);
+        let start = self.taken + rest.len() - rest.trim_start().len();
+        let tail = rest.trim();
+        (self.at, self.taken, self.peeked) = (self.text.len(), self.text.len(), None);
+        (tail, Span { line: self.line, start, end: start + tail.len() })
+    }
+
     /// The name of a file: a string, or all up to the next blank.
     pub fn file(&mut self) -> Result<String, Diagnostic> {
         (self.at, self.peeked) = (self.taken, None);

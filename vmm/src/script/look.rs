@@ -29,7 +29,7 @@ impl fmt::Display for Look {
 }
 
 /// The words that can follow `inspect`.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 13] = [
     "summary",
     "maps",
     "map",
@@ -41,6 +41,7 @@ pub(super) const NAMES: [&str; 12] = [
     "threads",
     "cpus",
     "locks",
+    "fail",
     "diff",
 ];
 
@@ -57,6 +58,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
         "threads" => WhatArg::Plain(What::Threads),
         "cpus" => WhatArg::Plain(What::Cpus),
         "locks" => WhatArg::Plain(What::Locks),
+        "fail" => WhatArg::Plain(What::Fail),
         // 2. Views of one thing.
         "map" => WhatArg::Map(expr::map(lexer, scope)?),
         "page" => WhatArg::Page(expr::parse(lexer, scope, Blanks::End)?),

@@ -82,6 +82,7 @@ impl Run<'_> {
             (Value::Op(_, values), Arg::Call(inner)) => self.called(inner, values),
             (Value::Op(..), _) => String::new(),
             (Value::Look(look), _) => look.to_string(),
+            (Value::Fail(request), _) => request.to_string(),
             (Value::File(name), _) => format!("{name:?}"),
             (Value::Number(value), Arg::Number(expr))
             | (Value::Seed(Some(value)), Arg::Seed(expr)) => shown(*value, self.radix(expr)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
+use vmkern_abi::fail::{FailSite, FailSpec};
 use vmkern_abi::layout::VmMeter;
 
 use super::look::Look;
@@ -135,6 +136,9 @@ pub trait Target {
 
     /// The guest's threads by name, each with its state as far as that is known, for reports.
     fn threads(&mut self) -> Vec<(String, String)>;
+
+    /// Makes `spec` the programme of a fail point, from now on. Nothing runs for that.
+    fn arm(&mut self, site: FailSite, spec: &FailSpec);
 
     /// Writes a dump of the guest's memory to the file at `path`. The dump says that the guest ran
     /// `program`. `stop` can end this.

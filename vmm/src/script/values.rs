@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::lexer;
 use crate::Guest;
+use crate::guest::{FailSite, FailSpec, fail};
 
 /// A size as scripts write it, or with the suffix `T`.
 ///
@@ -77,6 +78,15 @@ pub fn setting(text: &str) -> Result<(String, u64), String> {
     tried.map(|()| (name.to_owned(), value)).map_err(|error| error.to_string())
 }
 
+/// `SITE=SPEC` of a fail point, and its programme in the grammar of `fail(9)`.
+///
+/// # Errors
+/// What was expected, or the rule that the programme breaks, and where.
+pub fn fail_point(text: &str) -> Result<(FailSite, FailSpec), String> {
+    let (site, spec) = text.split_once('=').ok_or_else(|| "expected SITE=SPEC".to_owned())?;
+    fail::parse(site, spec).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +115,23 @@ mod tests {
         assert_eq!(size("4096"), Ok(4096));
         for bad in ["5ms", "", "-1", "1TT", "1KT1", "99999999999T"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fail_point_is_refused_with_the_rule_that_it_breaks_and_the_place() {
+        let (site, spec) = fail_point("tsleep=2*off->1%return").expect("it is one");
+        assert_eq!((site, spec.to_string()), (FailSite::Tsleep, "2*off->1%return".to_owned()));
+        for (text, part) in [
+            ("tsleep", "expected SITE=SPEC"),
+            ("tslep=return", "unknown fail site `tslep` (did you mean `tsleep`?); known: vm_page"),
+            ("tsleep=", "`` at byte 0: expected an action, one of off, return, sleep, delay"),
+            ("tsleep=1*off->101%return", "at byte 7: a probability must be above 0 and at most"),
+            ("tsleep=sleep(1)", "at byte 0: tsleep does not take `sleep`"),
+            ("tsleep=return(3)", "at byte 7: tsleep can only return 0"),
+        ] {
+            let message = fail_point(text).expect_err("it is not one");
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 

@@ -7,6 +7,7 @@ use crate::script::advice;
 use crate::script::ast::{Arg, Call, Do, Pace, Place, RunnerRef, StmtKind};
 use crate::script::diagnostic::Diagnostic;
 use crate::script::expr::{self, Blanks, unexpected};
+use crate::script::fail_point;
 use crate::script::lexer::{Kind, Lexer, Token};
 use crate::script::look;
 use crate::script::scope::Form;
@@ -29,14 +30,31 @@ fn colon_follows(mut lexer: Lexer<'_>) -> bool {
     false
 }
 
-/// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file need
-/// not be made of tokens.
+/// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file or a
+/// fail point need not be made of tokens.
 fn followed(lexer: &mut Lexer<'_>, head: &Token, signs: &[&str]) -> Result<bool, Diagnostic> {
-    let takes_file =
-        || head.word().and_then(Verb::named).is_some_and(|verb| verb.params.contains(&Param::File));
+    let takes_raw = || {
+        let verb = head.word().and_then(Verb::named);
+        verb.is_some_and(|verb| verb.params.iter().any(|param| param.is_raw()))
+    };
     match lexer.peek() {
-        Err(_) if takes_file() => Ok(false),
+        Err(_) if takes_raw() => Ok(false),
         next => next.map(|next| signs.iter().any(|sign| next.is(sign))),
+    }
+}
+
+/// Fails if `verb` is not done where `runner`, which stands at `at`, says.
+fn has_its_runner(verb: &Verb, runner: Option<&RunnerRef>, at: Span) -> Result<(), Diagnostic> {
+    match runner {
+        Some(_) if verb.params == [Param::Fail] => {
+            let message = format!("the host does `{}`, not a thread of the guest", verb.name);
+            Err(Diagnostic::new(at, message, "`fail` without a thread", "a thread"))
+        }
+        Some(RunnerRef::Interrupt) if !verb.is_operation() => {
+            let message = format!("an interrupt handler cannot do `{}`", verb.name);
+            Err(Diagnostic::new(at, message, "t0 to t63, or nothing", "`intr`"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -103,10 +121,7 @@ impl Parser {
             head = lexer.next()?;
         }
         let verb = words::verb(&head, place.is_some())?;
-        if matches!(runner, Some(RunnerRef::Interrupt)) && !verb.is_operation() {
-            let message = format!("an interrupt handler cannot do `{}`", verb.name);
-            return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
-        }
+        has_its_runner(verb, runner.as_ref(), before)?;
         let args = self.arguments(lexer, verb)?;
         let bind = place.map(|(place, form)| {
             self.scope.bind(place.name, form, verb.gives);
@@ -186,8 +201,8 @@ impl Parser {
         lexer: &mut Lexer<'_>,
         verb: &'static Verb,
     ) -> Result<Vec<Arg>, Diagnostic> {
-        // The name of a file need not be made of tokens.
-        let is_call = verb.params.first() != Some(&Param::File) && lexer.peek()?.is("(");
+        let is_raw = verb.params.first().is_some_and(|param| param.is_raw());
+        let is_call = !is_raw && lexer.peek()?.is("(");
         let args = self.arguments_of(lexer, verb);
         args.map_err(|error| match error.found.as_str() {
             "`(`" | "`,`" => error.help(advice::call(&verb.signature())),
@@ -211,12 +226,12 @@ impl Parser {
                 Param::Thread => words::THREADS,
                 Param::Op => "a verb",
                 Param::File => "FILE",
+                Param::Fail => fail_point::EXPECTED,
                 Param::Look => "WHAT",
                 Param::Allows => words::PROTECTION,
                 Param::Flags | Param::Kind => "",
             };
-            // A file's name follows rules of its own, and need not be made of tokens.
-            let next = if param == Param::File { lexer.rest() } else { lexer.peek()?.clone() };
+            let next = if param.is_raw() { lexer.rest() } else { lexer.peek()?.clone() };
             if next.kind == Kind::End && !expected.is_empty() {
                 let message = format!("`{}` lacks an argument", verb.name);
                 let error = Diagnostic::new(next.span, message, expected, next.describe());
@@ -256,6 +271,7 @@ impl Parser {
             }
             Param::Op => Arg::Call(self.later(lexer)?),
             Param::File => Arg::File(lexer.file()?),
+            Param::Fail => Arg::Fail(fail_point::parse(lexer)?),
             Param::Look => Arg::What(look::parse(lexer, &self.scope)?),
         })
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
+use vmkern_abi::fail::{FailSite, FailSpec};
 
 use crate::check::{Finding, Report};
 use crate::inspect::What;
@@ -30,6 +31,8 @@ pub struct Fake {
     pub scripted: VecDeque<Result<Reply, TargetError>>,
     /// The images that were asked for.
     pub dumps: Vec<String>,
+    /// The fail points that were armed, with their programmes.
+    pub armed: Vec<(FailSite, String)>,
     /// What a check finds.
     pub findings: Vec<Finding>,
     /// Microseconds that pass between two looks at the clock, and those that have passed so.
@@ -96,6 +99,10 @@ impl Target for Fake {
 
     fn threads(&mut self) -> Vec<(String, String)> {
         vec![("pagedaemon".to_owned(), "sleeps in \"psleep\"".to_owned())]
+    }
+
+    fn arm(&mut self, site: FailSite, spec: &FailSpec) {
+        self.armed.push((site, spec.to_string()));
     }
 
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {

@@ -103,6 +103,46 @@ fn an_error_names_line_and_column() {
             11,
             "the result of a handler goes nowhere, so it binds no name",
         ),
+        ("fail", 1, 5, "`fail` lacks an argument"),
+        ("fail # vm_page_alloc", 1, 6, "`fail` lacks an argument"),
+        ("fail vm_page_aloc return", 1, 6, "unknown fail site `vm_page_aloc`"),
+        ("fail 7", 1, 6, "unknown fail site `7`"),
+        ("fail \"x", 1, 6, "unknown fail site `\"x`"),
+        ("fail tsleep", 1, 12, "`fail tsleep` lacks its programme"),
+        ("fail tsleep # return", 1, 12, "`fail tsleep` lacks its programme"),
+        ("fail off tsleep", 1, 10, "`fail off` takes no more arguments"),
+        ("fail list all", 1, 11, "`fail list` takes no more arguments"),
+        (
+            "fail vm_map_wire  2*off->101%return",
+            1,
+            26,
+            "bad programme for vm_map_wire: a probability must be above 0 and at most 100, with \
+             at most four places",
+        ),
+        (
+            "fail tsleep 5*sleep(1)",
+            1,
+            15,
+            "tsleep does not take `sleep`: its caller may not sleep; `delay` spins",
+        ),
+        ("fail tsleep return(1)", 1, 20, "tsleep can only return 0"),
+        (
+            "let n = 3\nfail tsleep $n*return",
+            2,
+            13,
+            "bad programme for tsleep: expected an action, one of off, return, sleep, delay, panic, print",
+        ),
+        (
+            "fail tsleep 3 * return",
+            1,
+            14,
+            "bad programme for tsleep: expected a number below 2^64, with `%` or `*` after it if it comes before an action",
+        ),
+        ("t1: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
+        ("t[1]: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
+        ("intr: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
+        ("start t1: fail off", 1, 7, "the host does `fail`, not a thread of the guest"),
+        ("on_lowmem fail off", 1, 11, "`fail` is not an operation of the guest"),
         ("on_lowmem join t1", 1, 11, "`join` is not an operation of the guest"),
         ("on_lowmem kmem_alloc kmem_map", 1, 30, "`kmem_alloc` lacks an argument"),
         ("on_lowmem", 1, 10, "`on_lowmem` lacks an argument"),
@@ -300,4 +340,17 @@ proptest! {
             prop_assert!(!error.render(&Source::new("x", &text)).is_empty());
         }
     }
+}
+
+#[test]
+fn an_unknown_fail_site_and_action_are_told_with_those_that_exist() {
+    let help = |text: &str| {
+        let errors = parse(&Source::new("", text)).expect_err(text);
+        errors[0].help.clone().unwrap_or_default()
+    };
+    let text = help("fail vm_map_findspaces return");
+    assert!(text.starts_with("did you mean `vm_map_findspace`? the sites are vm_page_a"), "{text}");
+    assert!(text.ends_with(" slab_zalloc intr_window"), "{text}");
+    assert_eq!(help("fail tsleep 1*retrun"), "did you mean `return`?");
+    assert_eq!(help("fail intr_window return"), "intr_window takes off delay panic print");
 }

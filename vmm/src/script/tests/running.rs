@@ -7,6 +7,7 @@ use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, WaitMessa
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
 use crate::check::Finding;
+use crate::guest::FailSite;
 use crate::script::{Ending, Failure, Reply, Source, Status, Step, Stop, TargetError, parse, run};
 
 fn finished(text: &str) -> Fake {
@@ -405,4 +406,22 @@ fn inspect_of_what_does_not_exist_fails_the_script() {
     }
     let errors = parse(&Source::new("x", "inspect threds")).expect_err("there is none");
     assert_eq!(errors[0].help.as_deref(), Some("did you mean `threads`?"));
+}
+
+#[test]
+fn fail_arms_a_site_with_the_rest_of_the_line_and_asks_nobody() {
+    let fake = finished("fail tsleep  2.5%3*return->print(0x2)   # often\nfail tsleep off\n");
+    let armed = |spec: &str| (FailSite::Tsleep, spec.to_owned());
+    assert_eq!(fake.armed, [armed("2.5%3*return->print(2)"), armed("off")]);
+    assert_eq!(fake.ops, []);
+    // All sites at once.
+    let sites: Vec<_> = finished("fail off").armed;
+    assert_eq!(sites, FailSite::ALL.map(|site| (site, "off".to_owned())));
+    // A name can be bound to its result, and be `fail` itself.
+    let (ending, steps) = run_text("a = fail list\nfail = kmem_alloc kmem_map 4K\n");
+    assert_eq!(ending, Ending::Finished);
+    let list = steps[0].output.as_deref().unwrap_or_default();
+    for site in FailSite::ALL {
+        assert!(list.contains(site.name()) && list.contains(site.effect()), "{}", site.name());
+    }
 }

@@ -9,6 +9,7 @@
 mod abandon;
 mod check;
 mod dump;
+mod fail;
 mod host;
 mod inspect;
 mod join;
@@ -120,7 +121,7 @@ pub static VERBS: &[Verb] = &[
     later("unhog", "MAP"),
     later("madvise", "MAP ADDR SIZE willneed|dontneed"),
     later("swap", "off|on|error EVERY|delay TIME"),
-    later("fail", "SITE SPEC|off"),
+    fail::VERB,
     check::VERB,
     inspect::VERB,
     dump::VERB,
@@ -141,6 +142,7 @@ mod tests {
 
     use super::*;
     use crate::guest::ThreadId;
+    use crate::script::fail_point::FailRequest;
     use crate::script::look::Look;
 
     #[test]
@@ -159,6 +161,7 @@ mod tests {
                     Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),
                     Param::File => Value::File("file".to_owned()),
+                    Param::Fail => Value::Fail(FailRequest::Off),
                     Param::Look => Value::Look(Look::At(crate::inspect::What::Maps)),
                 })
                 .collect();

@@ -9,6 +9,7 @@ use vmkern_abi::layout::Protection;
 
 use super::host::HostVerb;
 use crate::guest::ThreadId;
+use crate::script::fail_point::FailRequest;
 use crate::script::look::Look;
 use crate::script::{expr, words};
 
@@ -33,6 +34,8 @@ pub enum Param {
     Op,
     /// The name of a file: a word without blanks, or a string.
     File,
+    /// A fail point and its programme: the rest of the line.
+    Fail,
     /// A view of the guest.
     Look,
 }
@@ -49,12 +52,18 @@ impl fmt::Display for Param {
             Self::Thread => "THREAD",
             Self::Op => "STATEMENT",
             Self::File => "FILE",
+            Self::Fail => "SITE SPEC|off|list",
             Self::Look => "WHAT",
         })
     }
 }
 
 impl Param {
+    /// Whether it follows rules of its own, and need not be made of tokens.
+    pub(in crate::script) fn is_raw(self) -> bool {
+        matches!(self, Self::File | Self::Fail)
+    }
+
     /// Its possible values.
     #[must_use]
     pub fn says(self) -> &'static str {
@@ -73,9 +82,13 @@ impl Param {
             Self::Thread => words::THREADS,
             Self::Op => "a verb that the guest does, with its arguments",
             Self::File => "a word without blanks or a string; `-` is standard output",
+            Self::Fail => {
+                "[N%][M*]action[(argument)][->...] of off return sleep delay panic print; \
+                 `fail list` names the sites"
+            }
             Self::Look => {
                 "summary, maps, map NAME, objects, pages, page PFN, vtop ADDR, \
-                 pagetable [START..END], threads, cpus, locks, diff FILE"
+                 pagetable [START..END], threads, cpus, locks, fail, diff FILE"
             }
         }
     }
@@ -102,6 +115,8 @@ pub enum Value {
     Op(Op, Vec<Value>),
     /// The name of a file.
     File(String),
+    /// What a `fail` does.
+    Fail(FailRequest),
     /// A view of the guest.
     Look(Look),
 }

@@ -26,6 +26,16 @@ const WRONG: [&str; 16] = [
     "print \"open",
 ];
 
+/// Fail points, and nothing at all. What fails so, fails without them too when memory is short.
+const FAILS: [&str; 6] = [
+    "",
+    "fail list",
+    "fail off  # all of them",
+    "fail tsleep 50%2*return",
+    "fail vm_page_alloc.normal 3*off->20%2*return->print",
+    "fail intr_window 10%delay(5)",
+];
+
 impl Generator<'_> {
     pub(super) fn bind(&mut self) {
         let value = self.expression();
@@ -104,7 +114,7 @@ impl Generator<'_> {
                 1 => format!("m{depth} = kmem_suballoc kernel_map {size} system"),
                 2 => format!("kmem_suballoc {} {size}", self.dice.word(&MAPS)),
                 3 => "  # nothing \u{2014} but a comment".to_owned(),
-                4 => String::new(),
+                4 => self.dice.word(&FAILS).to_owned(),
                 5 => "\tsettle\t# with blanks  ".to_owned(),
                 6 => "k0 = kmem_malloc kmem_map kmem_map.max_free NOWAIT".to_owned(),
                 7 => "k1 = kmem_alloc kernel_map ((v_free_count - v_free_reserved - 2) * 4K)"
