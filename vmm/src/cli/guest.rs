@@ -157,6 +157,41 @@ impl GuestArgs {
         self.kernel.as_deref()
     }
 
+    /// The options of the guest as a command line has them, each with a blank before it.
+    pub fn flags(&self) -> String {
+        let mut flags = self.machine();
+        if let Some(seed) = self.seed {
+            flags.push_str(&format!(" --seed {seed}"));
+        }
+        for (name, value) in &self.lets {
+            flags.push_str(&format!(" --let {name}={value}"));
+        }
+        flags
+    }
+
+    /// Those of the options that a boot depends on.
+    pub fn machine(&self) -> String {
+        let mut flags = String::new();
+        if let Some(memory) = self.memory {
+            flags.push_str(&format!(" --memory {memory}"));
+        }
+        if let Some(privilege) = self.privilege {
+            flags.push_str(&format!(" --privilege {}", privilege.name()));
+        }
+        for (name, value) in &self.settings {
+            flags.push_str(&format!(" --set {name}={value}"));
+        }
+        if let Some(kernel) = &self.kernel {
+            flags.push_str(&format!(" --kernel {}", kernel.display()));
+        }
+        flags
+    }
+
+    /// How the kernel's clock moves.
+    pub fn time(&self) -> TimeMode {
+        self.time.unwrap_or_default()
+    }
+
     /// CPUs.
     pub fn vcpus(&self) -> u32 {
         self.vcpus.unwrap_or(1)

@@ -25,6 +25,7 @@ mod script;
 mod shell;
 mod signals;
 mod steps;
+mod sweep;
 mod test;
 mod tour;
 

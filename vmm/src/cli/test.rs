@@ -30,6 +30,7 @@ use super::junit::{self, Case};
 use super::plan::{Plan, Run, plan};
 use super::signals::Signals;
 use super::steps::Keeper;
+use super::sweep::SweepArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,8 +38,11 @@ Examples:
   vmkern test first.kmem tests/scripts --filter smallest --filter first
   vmkern test DIR --seeds 0..3 --fail-fast
   vmkern test tests/scripts --filter smallest --memory 256M --junit report.xml
+  vmkern test tests/scripts --filter smallest --fail-every vm_map_findspace
+  vmkern test tests/scripts --filter one-page --fail-every all --fail-up-to 2 --check
+  vmkern test tests/scripts --filter smallest --fail-stacks --json | jq .points
 
-Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this \
+Exit status: 0 all scripts held; 1 at least one did not, or a sweep found something; 2 the command line is wrong; 4 this \
 host cannot run guests; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
 or SIGTERM.";
 
@@ -48,11 +52,11 @@ or SIGTERM.";
 pub struct TestArgs {
     /// Scripts, and directories of scripts.
     #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    pub(super) paths: Vec<PathBuf>,
     /// Runs only scripts whose names contain TEXT; with several, those whose names contain one of
     /// them.
     #[arg(long, value_name = "TEXT")]
-    filter: Vec<String>,
+    pub(super) filter: Vec<String>,
     /// Starts no more scripts once one has failed.
     #[arg(long)]
     fail_fast: bool,
@@ -70,21 +74,31 @@ pub struct TestArgs {
     /// Guests at a time; by default one for every two CPUs: a guest and its host side each keep
     /// one busy.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
-    jobs: Option<u16>,
+    pub(super) jobs: Option<u16>,
     /// Shows the output of each script.
     #[arg(short, long)]
     verbose: bool,
     /// Prints one JSON object with everything, and nothing else.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Writes the kernels' logs to files in this directory, one for each script.
     #[arg(long, value_name = "DIR")]
     console: Option<PathBuf>,
     /// Checks every structure in each guest's memory at the end, as `vmkern check` does.
     #[arg(long)]
-    check: bool,
+    pub(super) check: bool,
     #[command(flatten)]
-    guest: GuestArgs,
+    pub(super) sweep: SweepArgs,
+    #[command(flatten)]
+    pub(super) guest: GuestArgs,
+}
+
+impl TestArgs {
+    /// Guests at a time.
+    pub(super) fn jobs(&self) -> usize {
+        let by_default = || available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
+        self.jobs.map_or_else(by_default, usize::from)
+    }
 }
 
 /// The object of `--json`.
@@ -115,6 +129,9 @@ struct Verdict {
 
 /// Runs the subcommand.
 pub fn run(args: &TestArgs, signals: &Signals) -> Status {
+    if args.sweep.is_asked_for() {
+        return super::sweep::run(args, signals);
+    }
     match prepare(args) {
         Ok((runs, junit)) => suite(args, &runs, junit, signals),
         Err(error) => {
@@ -148,8 +165,7 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
 fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Signals) -> Status {
     // 1. The cases, none of them run.
     let start = Instant::now();
-    let by_default = || available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
-    let jobs = args.jobs.map_or_else(by_default, usize::from);
+    let jobs = args.jobs();
     let bar = bar(runs);
     let mut cases: Vec<Case> = runs.iter().map(not_run).collect();
     let mut reports: Vec<Option<RunReport>> = runs.iter().map(|_| None).collect();

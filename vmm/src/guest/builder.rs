@@ -52,6 +52,8 @@ pub struct GuestBuilder {
     pub(super) fault: Option<FatalFault>,
     /// Sites that are armed before the kernel runs.
     pub(super) armed: Vec<(FailSite, FailSpec)>,
+    /// Call stacks that do not fail, if the list of them is in use.
+    pub(super) stacks: Option<Vec<u64>>,
     /// The first invalid setting.
     wrong: Option<ConfigError>,
 }
@@ -70,6 +72,7 @@ impl Default for GuestBuilder {
             crash: None,
             fault: None,
             armed: Vec::new(),
+            stacks: None,
             wrong: None,
         }
     }
@@ -151,6 +154,19 @@ impl GuestBuilder {
     /// says why.
     pub fn fault(mut self, fault: FatalFault) -> Self {
         self.fault = Some(fault);
+        self
+    }
+
+    /// Arms `site` before the first instruction of the kernel.
+    pub(crate) fn arm(mut self, site: FailSite, spec: FailSpec) -> Self {
+        self.armed.push((site, spec));
+        self
+    }
+
+    /// A call stack fails at most once, and the stacks with the hashes `known` do not fail: see
+    /// [`Guest::failed_stacks`].
+    pub(crate) fn failing_stacks_once(mut self, known: Vec<u64>) -> Self {
+        self.stacks = Some(known);
         self
     }
 

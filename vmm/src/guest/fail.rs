@@ -87,6 +87,19 @@ pub(super) fn arm(region: &ControlRegion, site: FailSite, spec: &FailSpec) {
     region.fail.arm(&region.fail_armed, site, spec);
 }
 
+/// Puts the list of call stacks that do not fail into use, with the hashes `known`, as far as there
+/// is room. The kernel does not run yet.
+pub(super) fn list_stacks(region: &ControlRegion, known: &[u64]) {
+    let stacks = &region.fail.stacks;
+    let mut length = 0;
+    for (slot, &hash) in stacks.hashes.iter().zip(known) {
+        slot.set(hash);
+        length += 1;
+    }
+    stacks.length.set(length);
+    stacks.on.raise();
+}
+
 impl Guest {
     /// Makes `spec`, in the grammar of `fail(9)`, the programme of the site called `site`, from now
     /// on: `[N%][M*]action[(argument)][->...]` with the actions `off`, `return`, `sleep`, `delay`,
@@ -129,6 +142,13 @@ impl Guest {
     pub fn fail_counts(&self, site: FailSite) -> FailCounts {
         let point = self.link.region().fail.point(site);
         FailCounts { hits: point.hits.get(), fires: point.fires.get() }
+    }
+
+    /// The hashes of the call stacks that do not fail again, in the order in which they failed; none
+    /// if the list is not in use.
+    pub(crate) fn failed_stacks(&self) -> Vec<u64> {
+        let stacks = &self.link.region().fail.stacks;
+        stacks.hashes().iter().map(|hash| hash.get()).collect()
     }
 
     /// The last execution of a term other than `off` and `print`, if there was one. Also works on a

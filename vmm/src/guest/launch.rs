@@ -218,6 +218,9 @@ fn arm(config: &GuestBuilder, link: &Link) {
     for (site, spec) in &config.armed {
         fail::arm(region, *site, spec);
     }
+    if let Some(known) = &config.stacks {
+        fail::list_stacks(region, known);
+    }
 }
 
 /// Tells the kernel its CPUs' requirements for page-table entries.

@@ -9,10 +9,11 @@
 //! before anything else happens: see [`super::judge`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vmkern_abi::control::Outcome;
 
-use super::ast::{Expr, NameId, PrintArg, Stmt, StmtKind};
+use super::ast::{Expect, Expr, NameId, PrintArg, Stmt, StmtKind};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, Env};
 use super::fail::Missed;
@@ -50,6 +51,8 @@ pub(super) struct Run<'r> {
     pub(super) starts: u64,
     /// Whether some of them may not have begun yet.
     pub(super) unbegun: bool,
+    /// The `expect` below the statement that is being done.
+    pub(super) below: Option<Arc<Expect>>,
     /// Whether the guest is known to be dead.
     pub(super) is_buried: bool,
     /// Cycles of the last statement that was judged.
@@ -87,6 +90,7 @@ impl<'r> Run<'r> {
             outstanding: BTreeMap::new(),
             starts: 0,
             unbegun: false,
+            below: None,
             is_buried: false,
             cycles: 0,
             seen: Vec::new(),
@@ -104,14 +108,19 @@ impl<'r> Run<'r> {
 
     /// Runs `body`. The result of its last statement is not judged yet: an `expect` may follow.
     pub(super) fn block(&mut self, body: &[Stmt]) -> Result<(), Over> {
-        for statement in body {
+        for (number, statement) in body.iter().enumerate() {
             if let StmtKind::Expect(expect) = &statement.kind {
                 self.settle(Some(expect))?;
                 continue;
             }
             self.settle(None)?;
             self.stop.check().map_err(|error| self.lost(statement.span, None, error))?;
-            self.statement(statement)?;
+            self.below = match body.get(number + 1).map(|next| &next.kind) {
+                Some(StmtKind::Expect(expect)) => Some(Arc::clone(expect)),
+                _ => None,
+            };
+            let done = self.statement(statement);
+            self.or_skip(statement, done)?;
         }
         Ok(())
     }

@@ -84,6 +84,9 @@ impl Run<'_> {
         };
         let judged = if self.is_forgiven(by) {
             Ok(())
+        } else if self.has_fired() {
+            self.leave_to_sweep(judge.span.line, by.map(|expect| &**expect), outcome);
+            Ok(())
         } else {
             self.judge(judge, by.map(|expect| &**expect), outcome, &done.called)
         };

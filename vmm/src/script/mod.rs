@@ -24,6 +24,7 @@
 //! includes both bounds.
 
 mod advice;
+mod after_fire;
 mod ast;
 mod complete;
 mod compute;
@@ -56,6 +57,7 @@ mod source;
 mod started;
 mod stop;
 pub mod suite;
+pub mod sweep;
 mod target;
 pub mod values;
 mod verbs;
@@ -92,7 +94,7 @@ pub use self::session::{
 };
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
-pub use self::target::{Panic, Reply, Target, TargetError};
+pub use self::target::{Panic, Reply, Swept, Target, TargetError, Wanted};
 pub use self::verbs::{Build, FLAGS, Gives, Param, VERBS, Value, Verb};
 // For the command `vmkern`, which is a crate of its own.
 #[doc(hidden)]

@@ -62,6 +62,7 @@ impl Run<'_> {
             verb.ask(self, &values)
         } else {
             let asked_for = self.operation(at, call, &values)?;
+            self.admit(at, &asked_for)?;
             if let (Pace::Start, Runner::Thread(thread)) = (what.pace, runner) {
                 return self.start(what, (thread, asked_for), place, called);
             }
@@ -194,13 +195,14 @@ impl Run<'_> {
         )))
     }
 
-    /// Binds each of `places` to `value`.
+    /// Binds each of `places` to `value`. After a fire of a sweep, null is not a value.
     pub(super) fn bind_all(
         &mut self,
         at: Span,
         places: impl IntoIterator<Item = BoundPlace>,
         value: Bound,
     ) -> Result<(), Over> {
+        let value = self.or_missing(value);
         places.into_iter().try_for_each(|place| self.bind(at, place, value.clone()))
     }
 }

@@ -165,6 +165,10 @@ impl Run<'_> {
             self.join_at_end(thread)?;
         }
         self.begin_abandoned()?;
+        if self.has_fired() {
+            // The sweep frees what the script holds, and then no thread may sleep.
+            return Ok(());
+        }
         self.end_of_sleepers()
     }
 
@@ -220,7 +224,9 @@ impl Run<'_> {
                 return Err(self.panicked((&what, expect), panic, &called));
             }
         };
-        if expect.is_some() || self.judging == Judging::Strict {
+        if self.has_fired() {
+            self.leave_to_sweep(at.line, expect, outcome);
+        } else if expect.is_some() || self.judging == Judging::Strict {
             self.judge(&what, expect, outcome, &called)?;
         }
         // 4. A thread that sleeps stays, for the last verdict of all.

@@ -86,6 +86,28 @@ pub enum TargetError {
 
 vmkern_inspect::debug_as_printed!(TargetError);
 
+/// Whether a result is the one that the script asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+}
+
+/// A target at which a fail point fires while a script runs. After the fire, expectations of the
+/// script are not judged, and the target judges the results itself.
+pub trait Swept {
+    /// Whether the fail point has fired.
+    fn has_fired(&self) -> bool;
+
+    /// Whether the script holds everything that `op` uses: after a fire, it may not.
+    fn admits(&self, op: &Op) -> bool;
+
+    /// The last reply was the result of the statement on `line`.
+    fn settled(&mut self, line: usize, wanted: Wanted);
+}
+
 /// A guest, or something that acts like one.
 pub trait Target {
     /// Runs `op` in `context` until it has finished, blocks, or kills the guest. Callers give no
@@ -107,6 +129,16 @@ pub trait Target {
 
     /// The guest, if it is one: for verbs that need more of it than a target gives.
     fn guest(&self) -> Option<&Guest> {
+        None
+    }
+
+    /// How often the fail point `site` has executed a term.
+    fn fires(&self, site: FailSite) -> u64 {
+        self.guest().map_or(0, |guest| guest.fail_counts(site).fires)
+    }
+
+    /// The watcher of a sweep, if this target belongs to one.
+    fn swept(&mut self) -> Option<&mut dyn Swept> {
         None
     }
 
