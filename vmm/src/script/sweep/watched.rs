@@ -222,7 +222,7 @@ impl<'t> Watched<'t> {
     /// threads that wait for room, again and again until nothing changes. Then the guest comes to
     /// rest.
     pub fn wind_up(&mut self) -> Result<(), Unwound> {
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             // 1. Threads, whose results may be something to free.
             let before = self.working.len();
             for thread in self.working.keys().copied().collect::<Vec<_>>() {
@@ -248,7 +248,8 @@ impl<'t> Watched<'t> {
             for op in self.holdings.release_shared().into_iter().chain(wakes) {
                 self.work(Context::Thread(self.idle()), op)?;
             }
-            if is_over {
+            // The threads that the first round has woken are joined in the second.
+            if is_over && round > 0 {
                 break;
             }
         }

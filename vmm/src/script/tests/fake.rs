@@ -38,6 +38,8 @@ pub struct Fake {
     /// Microseconds that pass between two looks at the clock, and those that have passed so.
     pub step: u64,
     pub passed: u64,
+    /// Operations after which every fail point has fired, if it does.
+    pub fires_after: Option<usize>,
     /// Set to make the witness lie.
     pub skew: u64,
 }
@@ -78,6 +80,10 @@ impl Target for Fake {
             Op::KmemSuballoc { .. } => Outcome::Value(SUBMAP.0),
             _ => Outcome::Ok,
         })
+    }
+
+    fn fires(&self, _: FailSite) -> u64 {
+        u64::from(self.fires_after.is_some_and(|count| self.ops.len() >= count))
     }
 
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {

@@ -1,6 +1,6 @@
 //! The language, tried on a target without a guest.
 
-mod fake;
+pub(super) mod fake;
 mod guest_line;
 mod interpreter;
 mod parsing;
