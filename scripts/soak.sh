@@ -64,6 +64,19 @@ soak_histories() {
         <<<"$output"
 }
 
+# Every hit of every fail site in every script of the corpus, one in each run, each with a check at
+# its end. FAIL_UP_TO (64) is the number of hits of one site in one script: churn.kmem alone has some
+# ten thousand.
+soak_fail() {
+    local output status=0
+    cargo build --locked --release || return
+    output=$(target/release/vmkern test tests/scripts --fail-every all --fail-up-to "${FAIL_UP_TO:-64}" --check \
+        --jobs 2 2>&1) || status=$?
+    printf '%s\n' "$output" | grep -v '^ok'
+    sed -nE 's/^([0-9]+) points, ([0-9]+) unexpected, .*/\1 passed, \2 failed/p' <<<"$output"
+    return "$status"
+}
+
 # scripts/stress.sh with a sixth of its operations: two million of 16 threads on two CPUs, 200,000
 # of 32 threads on four, with a thousand looks each, and 10,000 rounds of a reader whose memory
 # another CPU frees. STRESS_OPERATIONS and STRESS_PAUSES set other numbers.

@@ -41,11 +41,8 @@ fn of<'o>(object: &'o Value, script: &str) -> Vec<&'o Value> {
 
 #[test]
 fn each_hit_fails_once_and_every_outcome_is_a_documented_one() {
-    let object = object(
-        &[("pair.kmem", PAIR)],
-        &["--fail-every", "vm_page_alloc.interrupt", "--check"],
-        0,
-    );
+    let object =
+        object(&[("pair.kmem", PAIR)], &["--fail-every", "vm_page_alloc.interrupt", "--check"], 0);
     // Two pages, and nothing else that this script needs for the first time.
     let [report] = of(&object, "pair.kmem")[..] else { panic!("{object:#}") };
     assert_eq!(report["points"], report["known"], "{report:#}");

@@ -137,11 +137,8 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
     };
     sweep(&campaign, &mut show);
     // 3. The verdict.
-    let status = signals.status().unwrap_or(if show.is_clean() {
-        Status::Ok
-    } else {
-        Status::Failed
-    });
+    let status =
+        signals.status().unwrap_or(if show.is_clean() { Status::Ok } else { Status::Failed });
     show.end(status);
     status
 }
@@ -151,6 +148,7 @@ fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     let mut boots: Vec<String> = Vec::new();
     for run in runs {
+        // 1. The script, if it can be swept.
         let (script, guest) = match usable(args, run) {
             Ok(usable) => usable,
             Err(reason) => {
@@ -159,6 +157,7 @@ fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Vec<Item> {
             }
         };
         let Ok(builder) = guest.builder() else { continue };
+        // 2. The boot of its guest, if that is a new one.
         let flags = guest.machine();
         let item = |name: String, load, script| Item {
             name,
@@ -177,6 +176,7 @@ fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Vec<Item> {
             items.push(item(format!("boot{flags}"), Load::Boot, empty));
             boots.push(flags.clone());
         }
+        // 3. The script itself.
         items.push(item(run.name.clone(), Load::Script, script));
     }
     items

@@ -42,9 +42,9 @@ Examples:
   vmkern test tests/scripts --filter one-page --fail-every all --fail-up-to 2 --check
   vmkern test tests/scripts --filter smallest --fail-stacks --json | jq .points
 
-Exit status: 0 all scripts held; 1 at least one did not, or a sweep found something; 2 the command line is wrong; 4 this \
-host cannot run guests; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
-or SIGTERM.";
+Exit status: 0 all scripts held; 1 at least one did not, or a sweep found something; 2 the \
+command line is wrong; 4 this host cannot run guests; 7 output could not be written; 129, 130 \
+or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
 /// Runs scripts, and every *.kmem file below directories, several at once, each in a fresh guest.
 #[derive(Debug, Args)]

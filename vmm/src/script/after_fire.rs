@@ -9,12 +9,13 @@
 
 use vmkern_abi::control::{Op, Outcome};
 
-use super::ast::{Expect, Expected, Stmt, StmtKind};
+use super::ast::{Do, Expect, Expected, Stmt, StmtKind};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
 use super::lexer::Radix;
 use super::outcome::Ending;
+use super::perform::Called;
 use super::source::Span;
 use super::target::Wanted;
 
@@ -25,11 +26,7 @@ impl Run<'_> {
     }
 
     /// The end of a statement: after a fire, one that cannot be done is skipped.
-    pub(super) fn or_skip(
-        &mut self,
-        statement: &Stmt,
-        done: Result<(), Over>,
-    ) -> Result<(), Over> {
+    pub(super) fn or_skip(&mut self, statement: &Stmt, done: Result<(), Over>) -> Result<(), Over> {
         match done {
             Err(over)
                 if matches!(*over, Ending::Script(_) | Ending::Failed(_)) && self.has_fired() =>
@@ -78,17 +75,21 @@ impl Run<'_> {
         Err(wrong(Diagnostic::new(at, message, "memory that the script holds", text)))
     }
 
-    /// Tells the sweep which statement had the last result, and whether it is the one that `expect`
-    /// asks for.
-    pub(super) fn leave_to_sweep(
+    /// Judges the result of `what`. After a fire the sweep does that: it is told which statement had
+    /// the last result, and whether `expect` asks for it.
+    pub(super) fn judge_or_leave(
         &mut self,
-        line: usize,
+        what: &Do,
         expect: Option<&Expect>,
         outcome: Outcome,
-    ) {
-        let wanted = wanted(expect, outcome);
-        if let Some(swept) = self.target.swept() {
-            swept.settled(line, wanted);
+        called: &Called,
+    ) -> Result<(), Over> {
+        match self.target.swept() {
+            Some(swept) if swept.has_fired() => {
+                swept.settled(what.span.line, wanted(expect, outcome));
+                Ok(())
+            }
+            _ => self.judge(what, expect, outcome, called),
         }
     }
 }

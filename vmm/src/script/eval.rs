@@ -73,10 +73,12 @@ impl<'r> Run<'r> {
         stop: &'r Stop,
         observer: &'r mut dyn Observer,
     ) -> Self {
+        // 1. The guest's counters before the first step.
         let counters = match observer.detail() {
             Detail::Full => target.counters(),
             Detail::Brief => Vec::new(),
         };
+        // 2. Nothing is bound, and nothing has run.
         Self {
             source,
             target,

@@ -84,11 +84,8 @@ impl Run<'_> {
         };
         let judged = if self.is_forgiven(by) {
             Ok(())
-        } else if self.has_fired() {
-            self.leave_to_sweep(judge.span.line, by.map(|expect| &**expect), outcome);
-            Ok(())
         } else {
-            self.judge(judge, by.map(|expect| &**expect), outcome, &done.called)
+            self.judge_or_leave(judge, by.map(|expect| &**expect), outcome, &done.called)
         };
         // 3. At a terminal the name is bound all the same.
         if self.judging == Judging::Strict {

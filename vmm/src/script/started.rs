@@ -224,10 +224,8 @@ impl Run<'_> {
                 return Err(self.panicked((&what, expect), panic, &called));
             }
         };
-        if self.has_fired() {
-            self.leave_to_sweep(at.line, expect, outcome);
-        } else if expect.is_some() || self.judging == Judging::Strict {
-            self.judge(&what, expect, outcome, &called)?;
+        if expect.is_some() || self.judging == Judging::Strict {
+            self.judge_or_leave(&what, expect, outcome, &called)?;
         }
         // 4. A thread that sleeps stays, for the last verdict of all.
         match outcome {

@@ -138,7 +138,8 @@ pub fn sweep(campaign: &Campaign<'_>, watcher: &mut dyn Watcher) {
         let of = fresh.get(&item.machine).copied().unwrap_or(&None);
         campaign.jobs_of((item, survey), of, &mut jobs);
         if survey.ran.stacks.len() == STACKS_MAX {
-            let reason = format!("the list of {STACKS_MAX} stacks is full: further ones do not fail");
+            let reason =
+                format!("the list of {STACKS_MAX} stacks is full: further ones do not fail");
             watcher.left(Left { script: item.name.clone(), reason });
         }
     }
@@ -167,10 +168,7 @@ fn refusal(ran: &Ran) -> Option<String> {
     match &ran.lost {
         Some(Lost::Interrupted) => Some("interrupted".to_owned()),
         Some(Lost::Short(why)) => Some(why.clone()),
-        None => ran
-            .unexpected
-            .first()
-            .map(|found| format!("without any failure: {}", found.what)),
+        None => ran.unexpected.first().map(|found| format!("without any failure: {}", found.what)),
     }
 }
 
@@ -250,6 +248,7 @@ impl Campaign<'_> {
 
     /// Visits the points of a job, until one does not fire.
     fn visit(&self, job: &Job<'_>, go_on: &impl Fn() -> bool) -> (SiteReport, Option<Lost>) {
+        // 1. Nothing visited yet.
         let mut report = SiteReport {
             script: job.item.name.clone(),
             site: job.site.name(),
@@ -259,6 +258,7 @@ impl Campaign<'_> {
             unexpected: Vec::new(),
         };
         let mut known = job.known.clone();
+        // 2. A run for each point. In a sweep by stacks each one knows what failed before it.
         for nth in 1..=job.points {
             if !go_on() {
                 return (report, Some(Lost::Interrupted));
@@ -268,6 +268,7 @@ impl Campaign<'_> {
                 Mode::Stacks => Armed::Stack(job.site, known.clone()),
             };
             let ran = shoot(&self.range(job.item, job.fresh, Some(job.reference)), &armed);
+            // 3. Its result.
             if let Some(lost) = ran.lost {
                 return (report, Some(lost));
             }

@@ -63,6 +63,7 @@ fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
 impl Holdings {
     /// Notes that `op` has ended with `outcome` in `context`.
     pub fn note(&mut self, context: Context, op: &Op, outcome: Outcome) {
+        // 1. A handler will do it, some time.
         if context == Context::Lowmem {
             if let Op::KmemFree { map, addr, size } | Op::KmemFreeWakeup { map, addr, size } = *op
                 && let Some(range) = pages(addr, size)
@@ -72,6 +73,7 @@ impl Holdings {
             }
             return;
         }
+        // 2. Ranges come and go.
         match (*op, outcome) {
             (Op::KmemAlloc { map, size } | Op::KmemAllocWait { map, size }, Outcome::Value(at)) => {
                 self.take(map, at, size, Pages::There);
@@ -98,6 +100,7 @@ impl Holdings {
                     self.forget(&range);
                 }
             }
+            // 3. Others change them.
             _ => self.note_change(op, outcome),
         }
     }
@@ -202,9 +205,8 @@ impl Holdings {
             Op::PmapQenter { addr, count } | Op::PmapQremove { addr, count } => {
                 let size = count.checked_mul(PAGE_SIZE);
                 let range = size.and_then(|size| pages(addr, size));
-                range.is_some_and(|range| {
-                    self.holds(&range, |held, _| held.pages == Pages::Entered)
-                })
+                range
+                    .is_some_and(|range| self.holds(&range, |held, _| held.pages == Pages::Entered))
             }
             _ => true,
         }

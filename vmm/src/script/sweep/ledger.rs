@@ -77,9 +77,8 @@ impl Ledger {
                 MapId::KERNEL => ledger.threads * (STACK_PAGES + GUARD_PAGES) * PAGE_SIZE,
                 _ => 0,
             };
-            let own = |ledger: &Self, size: u64| {
-                size.saturating_sub(submaps(ledger) + stacks(ledger))
-            };
+            let own =
+                |ledger: &Self, size: u64| size.saturating_sub(submaps(ledger) + stacks(ledger));
             compare(format!("bytes of {map}"), own(self, size), own(now, size_now));
             if *map != MapId::KERNEL && submaps(self) == submaps(now) {
                 compare(format!("entries of {map}"), entries, entries_now);

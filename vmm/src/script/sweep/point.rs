@@ -47,9 +47,9 @@ impl Armed {
     /// A guest that is armed so.
     fn arm(&self, builder: GuestBuilder) -> GuestBuilder {
         match self {
-            Self::Survey(sites, None) => sites
-                .iter()
-                .fold(builder, |builder, site| builder.fail(site.name(), COUNTING)),
+            Self::Survey(sites, None) => {
+                sites.iter().fold(builder, |builder, site| builder.fail(site.name(), COUNTING))
+            }
             // A line in the log for each new stack, and nothing else.
             Self::Survey(sites, Some(known)) => sites
                 .iter()
@@ -256,13 +256,16 @@ impl Shot<'_> {
     /// Judges how the script ended. Returns whether the guest lives.
     fn ended(&mut self, watched: &Watched<'_>, ending: &Ending) -> bool {
         let Some(guest) = guest_of(watched) else { return false };
+        // 1. Ends that are fine, and those that say nothing of the kernel.
         match ending {
             Ending::Finished => return true,
             Ending::ExpectedPanic(_) => {}
             Ending::Interrupted => self.ran.lost = Some(Lost::Interrupted),
             Ending::Host(failure) => self.ran.lost = Some(Lost::Short(failure.got.clone())),
+            // 2. A panic, which a row may document.
             Ending::Panicked(panic, failure) => {
-                let last = watched.last.as_ref().filter(|last| matches!(last.ended, Ended::Panic(_)));
+                let last =
+                    watched.last.as_ref().filter(|last| matches!(last.ended, Ended::Panic(_)));
                 let rule = match last {
                     Some(last) if self.ran.fired => last.broken(),
                     _ => Some("the site has not fired".to_owned()),
@@ -273,6 +276,7 @@ impl Shot<'_> {
                     self.unexpected(guest, "panic", line, what, panic.backtrace.clone());
                 }
             }
+            // 3. Everything else is a finding. Before the fire the run is that of the survey.
             Ending::Timeout(failure) => {
                 self.ran.kind = "no progress".to_owned();
                 let what = format!("no end within {:?}: {}", self.range.limit, failure.got);
@@ -303,25 +307,13 @@ impl Shot<'_> {
         let reference = self.range.reference.unwrap_or(&none);
         let wound = watched.wind_up();
         let Some(guest) = guest_of(watched) else { return };
-        match wound {
-            Ok(()) => {}
-            Err(Unwound::Panicked(panic)) => {
-                let Panic { message, backtrace, .. } = *panic;
-                let what = format!("panic while the sweep frees everything: {message}");
-                return self.unexpected(guest, "panic", None, what, backtrace);
-            }
-            Err(Unwound::Lost(TargetError::Interrupted)) => {
-                self.ran.lost = Some(Lost::Interrupted);
-                return;
-            }
-            Err(Unwound::Lost(error)) => {
-                let what = format!("no end while the sweep frees everything: {error}");
-                return self.unexpected(guest, "no-progress", None, what, threads(guest));
-            }
+        if let Err(why) = wound {
+            return self.unwound(guest, why);
         }
         // 2. Threads that sleep, which those of the fault-free run do not.
         let asleep = watched.asleep();
-        let woken = |thread: &u16| self.range.reference.is_none() || reference.asleep.contains_key(thread);
+        let woken =
+            |thread: &u16| self.range.reference.is_none() || reference.asleep.contains_key(thread);
         let forgotten: Vec<String> = asleep
             .iter()
             .filter(|(thread, _)| !woken(thread))
@@ -346,6 +338,22 @@ impl Shot<'_> {
         // 4. Everything else.
         if self.range.checking == Checking::Full {
             self.check(guest);
+        }
+    }
+
+    /// The end could not be reached.
+    fn unwound(&mut self, guest: &Guest, why: Unwound) {
+        match why {
+            Unwound::Panicked(panic) => {
+                let Panic { message, backtrace, .. } = *panic;
+                let what = format!("panic while the sweep frees everything: {message}");
+                self.unexpected(guest, "panic", None, what, backtrace);
+            }
+            Unwound::Lost(TargetError::Interrupted) => self.ran.lost = Some(Lost::Interrupted),
+            Unwound::Lost(error) => {
+                let what = format!("no end while the sweep frees everything: {error}");
+                self.unexpected(guest, "no-progress", None, what, threads(guest));
+            }
         }
     }
 

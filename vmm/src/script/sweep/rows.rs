@@ -192,8 +192,7 @@ pub(super) fn broken(
         return Some("kmem_free and kmem_free_wakeup give ok".to_owned());
     }
     if let Ended::Panic(message) = ended {
-        let is_documented =
-            PANICS.iter().any(|(of, text)| *of == class && message.contains(text));
+        let is_documented = PANICS.iter().any(|(of, text)| *of == class && message.contains(text));
         return (!is_documented).then(|| "the panic is not a documented one".to_owned());
     }
     // 3. The operation's own, and the site's.

@@ -145,7 +145,8 @@ fn a_panic_is_judged_by_its_text() {
 
 #[test]
 fn contents_that_the_script_has_written_are_still_judged() {
-    let mismatch = Outcome::Mismatch { addr: vmkern_abi::addr::GuestVirt::new(BASE), got: 1, want: 2 };
+    let mismatch =
+        Outcome::Mismatch { addr: vmkern_abi::addr::GuestVirt::new(BASE), got: 1, want: 2 };
     let value = || given(Outcome::Value(BASE));
     let mut fake = Fake {
         scripted: [value(), given(Outcome::Ok), given(mismatch)].into(),

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::control::{
-    Context, KernReturn, MAX_THREADS, MapId, Op, Outcome, WaitMessage,
-};
+use vmkern_abi::control::{Context, KernReturn, MAX_THREADS, MapId, Op, Outcome, WaitMessage};
 use vmkern_abi::fail::FailSite;
 
 use super::holdings::Holdings;
@@ -111,8 +109,7 @@ impl<'t> Watched<'t> {
         // 2. What becomes of the thread, and of the script's holdings.
         let ended = match reply {
             Reply::Completed { outcome, .. } => {
-                let was_started =
-                    thread.is_some_and(|thread| self.working.contains_key(&thread));
+                let was_started = thread.is_some_and(|thread| self.working.contains_key(&thread));
                 self.note_thread(thread, op, *outcome);
                 self.note_holdings(context, &op, *outcome, was_started);
                 Ended::With(*outcome)
