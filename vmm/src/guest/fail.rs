@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_site_armed_by_the_builder_fires_in_the_boot() {
         let dead = Guest::builder().fail("vm_page_alloc.interrupt", "panic").launch();
-        let error = dead.err().expect("it panics").to_string();
+        let error = dead.expect_err("it panics").to_string();
         assert!(error.contains("fail point vm_page_alloc.interrupt panicking"), "{error}");
     }
 
