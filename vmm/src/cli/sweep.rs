@@ -192,6 +192,9 @@ fn usable(args: &TestArgs, run: &Run) -> Result<(Script, GuestArgs), String> {
     if guest.time() == TimeMode::Real {
         return Err("it needs real time".to_owned());
     }
+    if script.has("fail") {
+        return Err("it arms fail points itself".to_owned());
+    }
     match guest.builder() {
         Ok(_) => Ok((script, guest)),
         Err(error) => Err(error.to_string()),

@@ -157,12 +157,6 @@ impl GuestBuilder {
         self
     }
 
-    /// Arms `site` before the first instruction of the kernel.
-    pub(crate) fn arm(mut self, site: FailSite, spec: FailSpec) -> Self {
-        self.armed.push((site, spec));
-        self
-    }
-
     /// A call stack fails at most once, and the stacks with the hashes `known` do not fail: see
     /// [`Guest::failed_stacks`].
     pub(crate) fn failing_stacks_once(mut self, known: Vec<u64>) -> Self {

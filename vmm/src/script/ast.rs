@@ -33,11 +33,26 @@ impl Script {
         &self.guest
     }
 
+    /// Whether it has a statement of the verb `verb`.
+    #[must_use]
+    pub fn has(&self, verb: &str) -> bool {
+        has(&self.body, verb)
+    }
+
     /// The text it was made from.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
     }
+}
+
+/// Whether one of `body` is a statement of the verb `verb`.
+fn has(body: &[Stmt], verb: &str) -> bool {
+    body.iter().any(|stmt| match &stmt.kind {
+        StmtKind::Do(statement) => statement.call.verb.name == verb,
+        StmtKind::Repeat { body, .. } => has(body, verb),
+        _ => false,
+    })
 }
 
 /// A bound name: its number among the script's names.

@@ -56,11 +56,11 @@ impl Armed {
                 .fold(builder, |builder, site| builder.fail(site.name(), "print"))
                 .failing_stacks_once(known.clone()),
             Self::Hit(site, hit) => match FailSpec::nth(*site, *hit) {
-                Some(spec) => builder.arm(*site, spec),
+                Some(spec) => builder.arm(*site, &spec),
                 None => builder,
             },
             Self::Stack(site, known) => match FailSpec::nth(*site, 1) {
-                Some(spec) => builder.arm(*site, spec).failing_stacks_once(known.clone()),
+                Some(spec) => builder.arm(*site, &spec).failing_stacks_once(known.clone()),
                 None => builder,
             },
         }

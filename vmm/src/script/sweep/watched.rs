@@ -6,7 +6,7 @@ use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, KernReturn, MAX_THREADS, MapId, Op, Outcome, WaitMessage};
-use vmkern_abi::fail::FailSite;
+use vmkern_abi::fail::{FailSite, FailSpec};
 
 use super::holdings::Holdings;
 use super::rows::{self, Ended, Thread, When};
@@ -309,6 +309,10 @@ impl Target for Watched<'_> {
 
     fn fires(&self, site: FailSite) -> u64 {
         self.target.fires(site)
+    }
+
+    fn arm(&mut self, site: FailSite, spec: &FailSpec) {
+        self.target.arm(site, spec);
     }
 
     fn swept(&mut self) -> Option<&mut dyn Swept> {
