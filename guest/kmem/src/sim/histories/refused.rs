@@ -207,7 +207,7 @@ mod tests {
             let shape = shape();
             let before = History { shape, steps };
             let reached = SITES.map(|site| {
-                let refused = Refused { before: before.clone(), last: last.clone(), site };
+                let refused = Refused { before: before.clone(), last, site };
                 each(&refused, &Telling::default())
             });
             println!("{name}: {reached:?} allocations by kind");

@@ -105,7 +105,7 @@ fn a_table_or_an_entry_that_is_refused_leaves_the_map_as_it_was() {
         arm(&sim, site, "return");
         loop {
             let before = sim.counters();
-            let op = if blocks.len() % 2 == 0 {
+            let op = if blocks.len().is_multiple_of(2) {
                 Op::KmemAlloc { map: MapId::KERNEL, size: 600 * PAGE_SIZE }
             } else {
                 Op::KmemAllocNofault { map: MapId::KERNEL, size: 600 * PAGE_SIZE }
