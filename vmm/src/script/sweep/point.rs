@@ -358,13 +358,14 @@ impl Shot<'_> {
     }
 
     /// How the counts differ from those of a fresh guest. A script that frees what is not its own
-    /// may leave others: then those of its fault-free run are as good.
+    /// may leave others: then those of its fault-free run are as good, if that did not panic.
     fn leaks(&self, ledger: &Ledger) -> Vec<String> {
         let of = |then: &Option<Ledger>| then.as_ref().map(|then| then.differences(ledger));
         let reference = self.range.reference.and_then(|reference| of(&reference.ledger));
         match (reference, of(self.range.fresh)) {
-            (Some(found), Some(fresh)) if !found.is_empty() => fresh,
-            _ => Vec::new(),
+            (Some(found), _) if found.is_empty() => Vec::new(),
+            (_, Some(found)) | (Some(found), None) => found,
+            (None, None) => Vec::new(),
         }
     }
 
