@@ -155,6 +155,7 @@ impl<'t> Watched<'t> {
     }
 
     fn note_holdings(&mut self, context: Context, op: &Op, outcome: Outcome, was_started: bool) {
+        self.note_foreign(op, outcome);
         // Of a free that has ended now, another statement may hold the range again.
         if !(was_started && is_free(op)) {
             self.holdings.note(context, op, outcome);
@@ -172,6 +173,16 @@ impl<'t> Watched<'t> {
             && let Ok(max) = self.target.map_field(map, MapField::Max)
         {
             self.holdings.share(map, min..max);
+        }
+    }
+
+    /// In a survey, notes a write to memory that is not the script's: to page tables, for example.
+    /// After a fire it would not be undone.
+    fn note_foreign(&mut self, op: &Op, outcome: Outcome) {
+        let is_write = matches!(op, Op::Write { .. } | Op::Fill { .. });
+        if self.site.is_none() && is_write && outcome == Outcome::Ok && !self.holdings.admits(op) {
+            let what = "it writes memory that it has not allocated".to_owned();
+            self.odd.push(Odd { line: None, what });
         }
     }
 
