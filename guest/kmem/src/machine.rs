@@ -113,7 +113,8 @@ pub trait Cpu: Sized {
     }
 
     /// Sites of [`vmkern_abi::fail`] that are armed, by
-    /// [`FailSite::bit`](vmkern_abi::fail::FailSite::bit). Each site asks, so this is one load. A machine without sites has no code for them.
+    /// [`FailSite::bit`](vmkern_abi::fail::FailSite::bit). Each site asks, so this is one load. A
+    /// machine without sites has no code for them.
     #[inline(always)]
     fn fail_armed(&self) -> u64 {
         0
@@ -124,7 +125,8 @@ pub trait Cpu: Sized {
         None
     }
 
-    /// The return addresses of the callers, innermost first, if the machine knows them (`stack(9)`).
+    /// The return addresses of the callers, innermost first, if the machine knows them
+    /// (`stack(9)`).
     fn call_stack(&self) -> impl Iterator<Item = GuestVirt> {
         iter::empty()
     }

@@ -198,8 +198,9 @@ pub struct ControlRegion {
     /// What the guest's CPUs demand of page-table entries, by the host before they start:
     /// [`Paging::word`](crate::paging::Paging::word).
     pub paging: Field<u32>,
-    /// Sites of [`crate::fail`] that are armed ([`FailSite::bit`](crate::fail::FailSite::bit)); the host writes it. The kernel
-    /// reads it at each site, so it lies in a page that a boot touches anyway.
+    /// Sites of [`crate::fail`] that are armed ([`FailSite::bit`](crate::fail::FailSite::bit)); the
+    /// host writes it. The kernel reads it at each site, so it lies in a page that a boot touches
+    /// anyway.
     pub fail_armed: Field<u64>,
     /// Where the kernel's structures begin.
     pub roots: Field<KPtr<KernelRoots>>,

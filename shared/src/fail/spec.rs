@@ -317,7 +317,8 @@ impl Reader<'_> {
     }
 }
 
-/// The probability of `whole` percent and `fraction`, a point with digits or nothing, in millionths.
+/// The probability of `whole` percent and `fraction`, a point with digits or nothing, in
+/// millionths.
 fn chance(whole: u64, fraction: &str) -> Option<u32> {
     let digits = fraction.strip_prefix('.').unwrap_or_default();
     if digits.len() > PLACES || (digits.is_empty() && !fraction.is_empty()) {
@@ -336,7 +337,9 @@ impl fmt::Display for SpecError {
                 f.write_str("expected an action, one of ")?;
                 list(f, FailAction::ALL.iter().map(|action| action.name()))
             }
-            SpecRule::Number => f.write_str("expected a number below 2^64, with `%` or `*` after it if it comes before an action"),
+            SpecRule::Number => f.write_str(
+                "expected a number below 2^64, and `%` or `*` after it if an action follows",
+            ),
             SpecRule::Probability => f.write_str(
                 "a probability must be above 0 and at most 100, with at most four places",
             ),

@@ -144,8 +144,8 @@ impl Guest {
         FailCounts { hits: point.hits.get(), fires: point.fires.get() }
     }
 
-    /// The hashes of the call stacks that do not fail again, in the order in which they failed; none
-    /// if the list is not in use.
+    /// The hashes of the call stacks that do not fail again, in the order in which they failed;
+    /// none if the list is not in use.
     pub(crate) fn failed_stacks(&self) -> Vec<u64> {
         let stacks = &self.link.region().fail.stacks;
         stacks.hashes().iter().map(|hash| hash.get()).collect()

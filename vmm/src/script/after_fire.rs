@@ -75,8 +75,8 @@ impl Run<'_> {
         Err(wrong(Diagnostic::new(at, message, "memory that the script holds", text)))
     }
 
-    /// Judges the result of `what`. After a fire the sweep does that: it is told which statement had
-    /// the last result, and whether `expect` asks for it.
+    /// Judges the result of `what`. After a fire the sweep does that: it is told which statement
+    /// had the last result, and whether `expect` asks for it.
     pub(super) fn judge_or_leave(
         &mut self,
         what: &Do,

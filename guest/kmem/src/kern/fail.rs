@@ -1,27 +1,64 @@
 //! Fail points (`kern_fail.c`): the kernel's side of [`vmkern_abi::fail`].
 //!
-//! A site is a call of [`Kern::fail_point`], [`Kern::fails`] or [`Kern::intr_window`]. While a site
-//! is not armed, the call is a test of a bit and a branch that is not taken; nothing is stored. The
-//! rest is out of line.
+//! A site is a call of [`Globals::fail_point`], [`Globals::fails`], [`Globals::intr_window`], or
+//! where the thread may sleep, of [`Kern::fail_point_sleepable`]. While a site is not armed, the
+//! call is a test of a bit and a branch that is not taken; nothing is stored. The rest is out of
+//! line.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::fail::{FailAction, FailPoints, FailSite, Fire};
 use vmkern_abi::layout::HeldLocks;
 
-use super::Kern;
 use super::sleepq::WaitChannel;
 use super::synch::Sleep;
+use super::{Globals, Kern};
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Kern<M> {
-    /// The value with which the function must fail at `site`, if it must. Locks: any; may sleep
-    /// where [`FailSite::sleeps`] allows it.
+    /// The value with which the function must fail at `site`, if it must, where the thread may
+    /// sleep. Locks: none may be held. Sleeps if the programme of the site says so.
+    #[inline(always)]
+    pub(crate) fn fail_point_sleepable(&self, site: FailSite) -> Option<u64> {
+        let fire = if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }?;
+        match fire.action {
+            FailAction::Return => Some(fire.argument),
+            _ => {
+                sleep(self, site, fire.argument);
+                None
+            }
+        }
+    }
+}
+
+/// Sleeps for `milliseconds`, and at least one tick. No mutex is owned.
+#[cold]
+fn sleep<M: PhysMem + Cpu>(kern: &Kern<M>, site: FailSite, milliseconds: u64) {
+    if kern.is_cold() {
+        return;
+    }
+    let Some(points) = kern.machine().fail_points() else { return };
+    let hz = kern.cnt().hz.get();
+    let timo = milliseconds.saturating_mul(hz).div_ceil(1000).max(1);
+    // The address is the site's, and no thread wakes it.
+    let address = core::ptr::from_ref(points.point(site)).addr() as u64;
+    let channel = WaitChannel::from(GuestVirt::new(address));
+    kern.assert_may_sleep("failpt", HeldLocks::empty());
+    kern.sched_lock();
+    // Anything may change: the site is at a place where its function has not begun.
+    let (Sleep::Woken | Sleep::TimedOut) = kern.sleep_locked(channel, 0, "failpt", timo, None);
+}
+
+impl<M: PhysMem + Cpu> Globals<M> {
+    /// The value with which the function must fail at `site`, if it must. Locks: any. Never sleeps.
     #[inline(always)]
     pub(crate) fn fail_point(&self, site: FailSite) -> Option<u64> {
-        if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }
+        let fire = if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }?;
+        // No other action is left: `sleep` is refused for the site.
+        (fire.action == FailAction::Return).then_some(fire.argument)
     }
 
-    /// Whether the function must fail at `site`, for functions that fail in one way only.
+    /// Whether the function must fail at `site`, for functions that fail in one way only. Locks:
+    /// any. Never sleeps.
     #[inline(always)]
     pub(crate) fn fails(&self, site: FailSite) -> bool {
         self.fail_point(site).is_some()
@@ -42,10 +79,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.machine().fail_armed() & bits != 0
     }
 
-    /// Executes the programme of `site`, if it is armed (`fail_point_eval`).
+    /// Executes the programme of `site`, if it is armed (`fail_point_eval`), but for a `return` or
+    /// `sleep`, which is the caller's to do.
     #[cold]
     #[inline(never)]
-    pub(crate) fn fail_point_eval(&self, site: FailSite) -> Option<u64> {
+    fn fail_point_eval(&self, site: FailSite) -> Option<Fire> {
         // 1. The hit counts, whatever the programme says.
         let points = self.machine().fail_points().filter(|_| self.is_armed(site.bit()))?;
         let point = points.point(site);
@@ -77,37 +115,21 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Executes a term that ends the evaluation.
-    fn fail_execute(&self, site: FailSite, fire: Fire) -> Option<u64> {
+    /// Executes a term that ends the evaluation, unless it is the caller's to do.
+    fn fail_execute(&self, site: FailSite, fire: Fire) -> Option<Fire> {
         match fire.action {
-            FailAction::Return => return Some(fire.argument),
+            FailAction::Return | FailAction::Sleep => return Some(fire),
             FailAction::Panic => self.panic(format_args!("fail point {} panicking", site.name())),
             FailAction::Delay => self.machine().delay(fire.argument),
-            FailAction::Sleep => self.fail_sleep(site, fire.argument),
             FailAction::Off | FailAction::Print => {}
         }
         None
     }
 
-    /// Sleeps for `milliseconds`, and at least one tick. No mutex is owned.
-    fn fail_sleep(&self, site: FailSite, milliseconds: u64) {
-        if self.is_cold() {
-            return;
-        }
-        let hz = self.cnt().hz.get();
-        let timo = milliseconds.saturating_mul(hz).div_ceil(1000).max(1);
-        let Some(points) = self.machine().fail_points() else { return };
-        // The address is the site's, and no thread wakes it.
-        let channel = core::ptr::from_ref(points.point(site)).addr() as u64;
-        self.assert_may_sleep("failpt", HeldLocks::empty());
-        self.sched_lock();
-        let channel = WaitChannel::from(GuestVirt::new(channel));
-        let (Sleep::Woken | Sleep::TimedOut) = self.sleep_locked(channel, 0, "failpt", timo, None);
-    }
-
     /// Records where a term executes, for reports.
     fn fail_record(&self, points: &FailPoints, site: FailSite, hit: u64) {
-        let thread = self.current_thread().non_null().map(|thread| self.get(thread).tid.get());
+        let thread =
+            self.machine().current_thread().non_null().map(|thread| self.get(thread).tid.get());
         points.last.site.put(site);
         points.last.thread.set(thread.unwrap_or(u32::MAX));
         points.last.hit.set(hit);

@@ -165,7 +165,7 @@ impl<M: VmMachine> Vm<M> {
         // 2. The map itself.
         let max = min.add(size);
         let result = loop {
-            let created = if self.fails(FailSite::KmemSuballocMap) {
+            let created = if self.fail_point_sleepable(FailSite::KmemSuballocMap).is_some() {
                 Err(Shortage)
             } else {
                 self.vm_map_create(min, max)
@@ -262,8 +262,8 @@ impl<M: VmMachine> Vm<M> {
             self.kmem_space_wait(map, size, kmem_object)
         };
         if let Err(why) = space {
-            // Room may come and go from here on: the search starts over.
             if !(seeded::LEAVES_A_LOCK && nowait) {
+                // Room may come and go from here on: the search starts over.
                 self.vm_map_unlock(map);
             }
             if nowait || !matches!(why, NoRange::Refused(_)) {

@@ -28,7 +28,7 @@ impl<M: VmMachine> Vm<M> {
         start: GuestVirt,
         end: GuestVirt,
     ) -> Result<(), KernReturn> {
-        if let Some(code) = self.fail_point(FailSite::VmMapWire) {
+        if let Some(code) = self.fail_point_sleepable(FailSite::VmMapWire) {
             return Err(code_of(code));
         }
         let range = (start, end);

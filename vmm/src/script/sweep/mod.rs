@@ -6,12 +6,12 @@
 //!
 //! 1. The *survey* of a script is its fault-free run. It counts the hits of every site at once, by
 //!    programmes that never fail. It also takes the time, and the counts at the end.
-//! 2. Each visit is a *shot* ([`point`]). Up to the fire it is the fault-free run and everything is
+//! 2. Each visit is a *shot* (`point`). Up to the fire it is the fault-free run and everything is
 //!    judged as usual; afterwards the script goes on without being judged
-//!    ([`super::after_fire`]), and each result is compared with the documented ones ([`rows`]).
+//!    (`after_fire`), and each result is compared with the documented ones (`rows`).
 //! 3. At the end of a run that did not panic, the sweep frees what the script still holds
-//!    ([`holdings`]), and the counts must be those of the fault-free run at the same end
-//!    ([`ledger`]).
+//!    (`holdings`), and the counts must be those of the fault-free run at the same end
+//!    (`ledger`).
 //!
 //! The boot is the same for each script with the same guest, so it is swept once for each guest, as
 //! an item of its own; the hits of a script count from its first statement on.
