@@ -136,7 +136,7 @@ fn an_error_names_line_and_column() {
             "fail tsleep 3 * return",
             1,
             14,
-            "bad programme for tsleep: expected a number below 2^64, with `%` or `*` after it if it comes before an action",
+            "bad programme for tsleep: expected a number below 2^64, and `%` or `*` after it if an action follows",
         ),
         ("t1: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
         ("t[1]: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
