@@ -103,7 +103,7 @@ fail_sites! {
     /// `vm_map_findspace`, before it searches.
     VmMapFindspace = 4 "vm_map_findspace" {
         returns: Returns::Code(&[KernReturn::NoSpace]), sleeps: No,
-        effect: "a map has no room: null, a sleep in kmaw or nokva, or kmem_malloc's panic",
+        effect: "a map has no room: null, a sleep in vmmaps or nokva, or kmem_malloc's panic",
     }
     /// A page for the entries of a map and the nodes of its index.
     VmMapEntryAlloc = 5 "vm_map_entry_alloc" {

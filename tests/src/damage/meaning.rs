@@ -22,6 +22,11 @@ pub const NOT_READ: &[(&str, &str)] = &[
     ("ClockBase", "part of the control region: any time is possible"),
     ("Ring", "part of the control region: each side checks the other's counter at every use"),
     ("Counter", "part of a ring"),
+    ("FailPoints", "part of the control region: the kernel executes no more than it understands"),
+    ("FailPoint", "a site's programme and counts: any programme is possible, and any count"),
+    ("FailTerm", "part of a programme: the kernel passes over an action that it does not know"),
+    ("FireRecord", "a report for people"),
+    ("FailStacks", "any call stack may have failed already"),
 ];
 
 /// Fields that mean nothing to the check, with the reason.

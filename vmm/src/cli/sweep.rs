@@ -32,11 +32,11 @@ pub struct SweepArgs {
         long,
         value_name = "SITE|all",
         value_parser = sites,
-        conflicts_with_all = ["fail_stacks", "seeds", "junit", "console", "fail_fast"]
+        conflicts_with_all = ["fail_stacks", "seeds", "junit", "console", "fail_fast", "fails"]
     )]
     fail_every: Option<Sites>,
     /// Fails each distinct call stack of each fail site once, in the first script that reaches it.
-    #[arg(long, conflicts_with_all = ["seeds", "junit", "console", "fail_fast"])]
+    #[arg(long, conflicts_with_all = ["seeds", "junit", "console", "fail_fast", "fails"])]
     fail_stacks: bool,
     /// Fails at most the first COUNT hits of each site in each script.
     #[arg(
@@ -187,10 +187,10 @@ fn usable(args: &TestArgs, run: &Run) -> Result<(Script, GuestArgs), String> {
     let script = parsed(args, &run.path)?;
     let guest = args.guest.with(script.guest(), Precedence::Script).guest;
     if guest.vcpus() > 1 {
-        return Err("it needs more than one CPU".to_owned());
+        return Err("its guest has more than one CPU".to_owned());
     }
     if guest.time() == TimeMode::Real {
-        return Err("it needs real time".to_owned());
+        return Err("its guest runs in real time".to_owned());
     }
     if script.has("fail") {
         return Err("it arms fail points itself".to_owned());

@@ -39,7 +39,7 @@ Examples:
   vmkern test DIR --seeds 0..3 --fail-fast
   vmkern test tests/scripts --filter smallest --memory 256M --junit report.xml
   vmkern test tests/scripts --filter smallest --fail-every vm_map_findspace
-  vmkern test tests/scripts --filter one-page --fail-every all --fail-up-to 2 --check
+  vmkern test tests/scripts --filter smallest --fail-every all --fail-up-to 2
   vmkern test tests/scripts --filter smallest --fail-stacks --json | jq .points
 
 Exit status: 0 all scripts held; 1 at least one did not, or a sweep found something; 2 the \

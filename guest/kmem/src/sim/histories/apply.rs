@@ -397,8 +397,8 @@ impl World {
     fn execute_for_map(&mut self, op: Op) -> u64 {
         let refusal = self.start_refusing(&op);
         let outcome = self.drive(op, perform);
-        assert!(!self.is_clean_failure(&op, refusal, outcome), "kmem_suballoc never fails");
         self.script.borrow_mut().note(Who::Thread(0), &op, &outcome);
+        assert!(!self.is_clean_failure(&op, refusal, outcome), "kmem_suballoc never fails");
         match outcome {
             Outcome::Value(map) => map,
             other => panic!("{op:?} gave {other:?}"),

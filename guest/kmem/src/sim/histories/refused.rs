@@ -70,18 +70,18 @@ fn each(refused: &Refused, telling: &Telling) -> u64 {
     unreachable!("no operation allocates for ever")
 }
 
-/// Performs `history`, one operation at a time. The first operation of its last step fails at hit
-/// number `nth` of `site`, if it comes to that. Returns whether it did.
-pub fn failing_last(history: &History, site: FailSite, nth: u64, telling: &Telling) -> bool {
+/// Performs `history`, one operation at a time. In its second half the first operation that comes
+/// to hit number `nth` of `site` fails there. Returns whether one did.
+pub fn failing_once(history: &History, site: FailSite, nth: u64, telling: &Telling) -> bool {
     let mut world = World::new(history.shape, telling);
-    let last = history.steps.len().saturating_sub(1);
+    let mut failed = false;
     for (number, (on, step)) in history.steps.iter().enumerate() {
-        if number == last && !world.over {
+        if number >= history.steps.len() / 2 && !failed && !world.over {
             world.arm(site, nth);
         }
         world.step(*on, step);
+        failed |= world.has_refused();
     }
-    let failed = world.has_refused();
     world.finish();
     failed
 }

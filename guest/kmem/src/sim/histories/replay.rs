@@ -13,7 +13,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use vmkern_abi::fail::FailSite;
 
-use super::refused::{SITES, failing_last};
+use super::refused::{SITES, failing_once};
 use super::script::Script;
 use super::step::{History, history, memory_of};
 use super::{Telling, in_turn};
@@ -22,7 +22,7 @@ use super::{Telling, in_turn};
 const LONG: Range<usize> = 20..80;
 
 /// Hits of a site of which one fails.
-const FIRST_HITS: u64 = 4;
+const FIRST_HITS: u64 = 2;
 
 /// A history that has been performed on the simulated machine.
 #[derive(Clone, Debug)]
@@ -39,8 +39,8 @@ pub struct Replay {
     pub failed: bool,
 }
 
-/// Where the last step of history `number` fails, if it does: every other history, at each site and
-/// each of the first hits in turn.
+/// Where an operation of history `number` fails, if one does: in every other history, at each site
+/// and each of the first hits in turn.
 fn failing(number: u64) -> Option<(FailSite, u64)> {
     let turn = number / 2;
     let site = SITES[usize::try_from(turn).ok()? % SITES.len()];
@@ -66,7 +66,7 @@ pub fn replay(number: u64, pages: u64) -> Replay {
     let history = History { shape: super::step::Shape { memory, ..drawn.shape }, ..drawn };
     let telling: Telling = Rc::new(RefCell::new(Script::exact()));
     let failed = match failing(number) {
-        Some((site, nth)) => failing_last(&history, site, nth, &telling),
+        Some((site, nth)) => failing_once(&history, site, nth, &telling),
         None => {
             in_turn(&history, &telling);
             false

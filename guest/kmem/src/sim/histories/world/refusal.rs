@@ -36,6 +36,10 @@ impl World {
         ) {
             return None;
         }
+        // With threads, the pagedaemon asks for memory: a stored operation would change the state.
+        if self.exact && !self.doomed.is_empty() {
+            return None;
+        }
         let (site, nth) = self.armed.take()?;
         // A thread that waits because of the refusal must not also wait for lack of pages.
         if self.sim.free_pages() < 250 {
