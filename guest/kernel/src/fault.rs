@@ -8,6 +8,7 @@ use core::fmt;
 
 use kmem::vm::fault::{Allowed, FaultType, NoSleep};
 use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::HeldLocks;
 
 use crate::arch::trap::TrapFrame;
 use crate::memory;
@@ -46,7 +47,7 @@ pub fn resolve(frame: &TrapFrame) -> bool {
 
 /// Why no fault of the running thread can be resolved, if none can.
 pub fn forbidden() -> Option<NoSleep> {
-    memory::vm()?.no_sleep()
+    memory::vm()?.no_sleep(HeldLocks::empty())
 }
 
 /// Why a fault is fatal, behind the report of it.

@@ -1,4 +1,5 @@
-//! Allocates and frees on the simulated machine, for counts of instructions (`scripts/fail-cost.sh`).
+//! Allocates and frees on the simulated machine, for counts of instructions
+//! (`scripts/fail-cost.sh`).
 //!
 //!     pairs malloc|alloc COUNT
 

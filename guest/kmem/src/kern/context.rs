@@ -29,14 +29,15 @@ impl fmt::Display for NoSleep {
 }
 
 impl<M: PhysMem + Cpu> Kern<M> {
-    /// Why the running thread may not sleep, if it may not. A handler counts before the mutexes of
-    /// the thread that it interrupted, of which there are none.
+    /// Why the running thread may not sleep, if it may not. It may hold mutexes of the classes in
+    /// `allowed`. A handler counts before the mutexes of the thread that it interrupted, of which
+    /// there are none.
     #[must_use]
-    pub fn no_sleep(&self) -> Option<NoSleep> {
+    pub fn no_sleep(&self, allowed: HeldLocks) -> Option<NoSleep> {
         if self.in_interrupt() {
             return Some(NoSleep::Interrupt);
         }
-        let held = self.held_locks();
+        let held = self.held_locks() - allowed;
         if !held.is_empty() {
             return Some(NoSleep::Mutex(held));
         }

@@ -19,7 +19,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// sleep. Locks: none may be held. Sleeps if the programme of the site says so.
     #[inline(always)]
     pub(crate) fn fail_point_sleepable(&self, site: FailSite) -> Option<u64> {
-        let fire = if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }?;
+        let fire = self.fail_point_fire(site)?;
         match fire.action {
             FailAction::Return => Some(fire.argument),
             _ => {
@@ -52,7 +52,7 @@ impl<M: PhysMem + Cpu> Globals<M> {
     /// The value with which the function must fail at `site`, if it must. Locks: any. Never sleeps.
     #[inline(always)]
     pub(crate) fn fail_point(&self, site: FailSite) -> Option<u64> {
-        let fire = if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }?;
+        let fire = self.fail_point_fire(site)?;
         // No other action is left: `sleep` is refused for the site.
         (fire.action == FailAction::Return).then_some(fire.argument)
     }
@@ -68,9 +68,7 @@ impl<M: PhysMem + Cpu> Globals<M> {
     /// delay here makes it more likely that others do. Locks: any except the scheduler's.
     #[inline(always)]
     pub(crate) fn intr_window(&self) {
-        if self.is_armed(FailSite::IntrWindow.bit()) {
-            let _ = self.fail_point_eval(FailSite::IntrWindow);
-        }
+        let _ = self.fail_point_fire(FailSite::IntrWindow);
     }
 
     /// Whether a site of `bits` is armed.
@@ -79,13 +77,19 @@ impl<M: PhysMem + Cpu> Globals<M> {
         self.machine().fail_armed() & bits != 0
     }
 
-    /// Executes the programme of `site`, if it is armed (`fail_point_eval`), but for a `return` or
+    /// What is left to do at `site`, if it is armed and its programme says so.
+    #[inline(always)]
+    fn fail_point_fire(&self, site: FailSite) -> Option<Fire> {
+        if self.is_armed(site.bit()) { self.fail_point_eval(site) } else { None }
+    }
+
+    /// Executes the programme of `site`, which is armed (`fail_point_eval`), but for a `return` or
     /// `sleep`, which is the caller's to do.
     #[cold]
     #[inline(never)]
     fn fail_point_eval(&self, site: FailSite) -> Option<Fire> {
         // 1. The hit counts, whatever the programme says.
-        let points = self.machine().fail_points().filter(|_| self.is_armed(site.bit()))?;
+        let points = self.machine().fail_points()?;
         let point = points.point(site);
         point.hits.fetch_add(1);
         let hit = point.hits.get();

@@ -8,6 +8,7 @@ use vmkern_abi::fail::FailSite;
 use vmkern_abi::layout::{HeldLocks, Mtx};
 
 use super::Kern;
+use super::context::NoSleep;
 use super::lock::Interlock;
 use super::sleepq::WaitChannel;
 use crate::machine::{Cpu, PhysMem};
@@ -155,15 +156,18 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Panics where the running thread may not sleep. `allowed` contains the classes of the mutexes
     /// that it may hold.
     pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: HeldLocks) {
-        let (tid, held) = (self.curtid(), self.held_locks() - allowed);
-        if self.in_interrupt() {
-            self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"));
-        }
-        if !held.is_empty() {
-            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` with locks held: {held}"));
-        }
-        if self.get(self.current_thread()).critnest.get() != 0 {
-            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` in a critical section"));
+        let Some(why) = self.no_sleep(allowed) else { return };
+        let tid = self.curtid();
+        match why {
+            NoSleep::Interrupt => {
+                self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"))
+            }
+            NoSleep::Mutex(held) => {
+                self.panic(format_args!("thread {tid} sleeps in `{wmesg}` with locks held: {held}"))
+            }
+            NoSleep::CriticalSection => {
+                self.panic(format_args!("thread {tid} sleeps in `{wmesg}` in a critical section"))
+            }
         }
     }
 }

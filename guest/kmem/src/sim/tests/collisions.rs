@@ -14,7 +14,6 @@ use super::super::threads::sleepers;
 use super::super::{Sim, SimAccess, SimMachine};
 use super::MIB;
 use crate::vm::fault::FaultType;
-use crate::vm::page::{AllocClass, AllocFlags};
 use crate::vm::{Vm, Zeroed};
 
 const R: Protection = Protection::READ;
@@ -94,18 +93,12 @@ impl Scene {
 
     /// Leaves 20 pages, which are too few for faults.
     fn shortage(&mut self) {
-        while self.vm().cnt().v_free_count.get() > 20 {
-            let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);
-            self.hoard.push(page.expect("a page is free"));
-        }
+        self.sim.hoard(20, &mut self.hoard);
     }
 
     /// Frees all pages, and lets all threads finish.
     fn relief(&mut self) {
-        for page in self.hoard.drain(..) {
-            self.sim.vm().vm_page_unwire_free(page);
-        }
-        self.sim.run();
+        self.sim.relieve(&mut self.hoard);
     }
 
     /// Makes thread 3 fault on page 2, and sleep for want of pages.

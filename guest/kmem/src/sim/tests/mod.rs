@@ -20,13 +20,15 @@ mod waits;
 mod windows;
 mod zeroidle;
 
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 use vmkern_abi::layout::Protection;
+use vmkern_abi::layout::VmPage;
 
 use super::Sim;
 use super::check::{check, check_zeros};
+use crate::vm::page::{AllocClass, AllocFlags};
 
 const MIB: u64 = 1 << 20;
 const NOWAIT: MallocFlags = MallocFlags::NOWAIT;
@@ -65,6 +67,22 @@ impl Sim {
         let first = self.nofault(PAGE_SIZE).expect("there is room");
         assert!(self.nofault(end.since(first) - PAGE_SIZE).is_some());
         assert_eq!(self.vm().state().kernel_vm_end.get(), end, "the addresses are in a row");
+    }
+
+    /// Takes free pages until only `left` are left.
+    pub(crate) fn hoard(&self, left: u64, hoard: &mut Vec<KPtr<VmPage>>) {
+        while self.vm().cnt().v_free_count.get() > left {
+            let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);
+            hoard.push(page.expect("a page is free"));
+        }
+    }
+
+    /// Frees the pages that [`Sim::hoard`] has taken, and lets all threads finish.
+    pub(crate) fn relieve(&self, hoard: &mut Vec<KPtr<VmPage>>) {
+        for page in hoard.drain(..) {
+            self.vm().vm_page_unwire_free(page);
+        }
+        self.run();
     }
 
     fn free(&self, map: MapId, addr: GuestVirt, size: u64) {

@@ -23,7 +23,7 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::fail::FailSite;
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
-use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VmMap, VmPage};
+use vmkern_abi::layout::{EntryFlags, HeldLocks, PageFlags, Protection, VmMap, VmPage};
 
 pub use super::map::Allowed;
 use super::map::FaultPlace;
@@ -111,7 +111,7 @@ impl<M: VmMachine> Vm<M> {
     /// map, [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden
     /// accesses: a fatal trap.
     pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
-        if let Some(why) = self.no_sleep() {
+        if let Some(why) = self.no_sleep(HeldLocks::empty()) {
             self.panic(format_args!("page fault at {va:#x} {why}"));
         }
         let map = self.kernel_map();

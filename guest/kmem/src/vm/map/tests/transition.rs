@@ -12,7 +12,6 @@ use super::super::EntrySpec;
 use crate::sim::check::check;
 use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
-use crate::vm::page::{AllocClass, AllocFlags};
 
 /// The final result of a thread, by its number.
 type Results = Arc<Mutex<Vec<(u32, Result<(), KernReturn>)>>>;
@@ -67,18 +66,12 @@ impl Scene {
 
     /// Leaves 20 pages, which are too few for faults.
     fn shortage(&mut self) {
-        while self.vm().cnt().v_free_count.get() > 20 {
-            let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);
-            self.hoard.push(page.expect("a page is free"));
-        }
+        self.sim.hoard(20, &mut self.hoard);
     }
 
     /// Frees all pages, and lets all threads finish.
     fn relief(&mut self) {
-        for page in self.hoard.drain(..) {
-            self.sim.vm().vm_page_unwire_free(page);
-        }
-        self.sim.run();
+        self.sim.relieve(&mut self.hoard);
     }
 
     /// Makes thread `tid` run `f`.
