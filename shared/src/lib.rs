@@ -32,10 +32,11 @@ pub mod log;
 pub mod paging;
 pub mod pattern;
 pub mod pte;
+pub mod seize;
 pub mod walk;
 
 /// Version of the meaning of this crate's words: it changes with the protocol, the encoding of
 /// operations, or the meaning of a field. [`describe::HASH`] stands for the layout of the
 /// structures, and changes by itself. The kernel publishes both, and a host refuses any other
 /// values.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;

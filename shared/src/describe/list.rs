@@ -47,7 +47,7 @@ describe!(VmPage {
     right,
     parent
 });
-describe!(VmPhysSeg { start, end, fresh, freelist });
+describe!(VmPhysSeg { start, end, fresh, freelist, limit, _pad });
 describe!(VmFreeList { head, tail, count });
 describe!(VmMapEntry {
     prev,
@@ -188,6 +188,7 @@ describe!(KernelRoots {
     vm_phys_segs,
     vm_phys_nsegs,
     vm_phys_free_queues,
+    vm_seized_queues,
     vm_page_zero_count,
     zero_state,
     idlezero_enable,

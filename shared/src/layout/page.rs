@@ -23,6 +23,8 @@ bitflags! {
         const UNMANAGED = 0x0800;
         /// Holds the home of a map that requests can name by its address. Not one of FreeBSD's.
         const MAP_HOME = 0x8000;
+        /// Heads a block that the host has seized ([`crate::seize`]). Not one of FreeBSD's.
+        const SEIZED = 0x2000;
         /// Has been handed out since boot. A page without this flag is as the boot left it.
         const TOUCHED = 0x4000;
     }
@@ -72,7 +74,8 @@ pub struct VmPage {
     pub wire_count: Field<u32>,
     /// Short-term holds.
     pub hold_count: Field<u32>,
-    /// A count for the owner's use: valid entries of a page-table page.
+    /// A count for the owner's use: valid entries of a page-table page; for the head of a seized
+    /// block, its order plus 1.
     pub private: Field<u32>,
     /// Flags.
     pub flags: Field<PageFlags>,
@@ -118,21 +121,26 @@ pub const ISADMA_END: GuestPhys = GuestPhys::new(16 << 20);
 
 /// A contiguous range of managed memory (`struct vm_phys_seg`): pages `[start, end)` by number.
 ///
-/// Pages from `fresh` on have never been on a free list nor handed out; they are free.
+/// Pages from `fresh` on have never been on a free list nor handed out; they are free. Pages from
+/// `end` to `limit` are seized ([`crate::seize`]), and were fresh before.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmPhysSeg {
     /// First page.
     pub start: Field<u32>,
-    /// First page past it.
+    /// First page past it. The host may move it, down to `fresh`.
     pub end: Field<u32>,
     /// First page of the rest that was never used.
     pub fresh: Field<u32>,
     /// Its free list.
     pub freelist: Field<u32>,
+    /// First page past the segment when nothing is seized. Never changes.
+    pub limit: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: [Field<u32>; 3],
 }
 
-const _: () = assert!(size_of::<VmPhysSeg>() == 16);
+const _: () = assert!(size_of::<VmPhysSeg>() == 32);
 
 /// The blocks of one order in one free list (`struct vm_freelist`), or the pages of a queue or
 /// cache.

@@ -124,6 +124,8 @@ pub struct KernelRoots {
     pub vm_phys_nsegs: Field<u64>,
     /// Free blocks by list and order.
     pub vm_phys_free_queues: [[VmFreeList; VM_NFREEORDER]; VM_NFREELIST],
+    /// Blocks that the host has seized ([`crate::seize`]), by order. The host alone writes it.
+    pub vm_seized_queues: [VmFreeList; VM_NFREEORDER],
     /// Free pages known to be zero.
     pub vm_page_zero_count: Field<u64>,
     /// Set once enough free pages are zero, and until too few are (`zero_state`).

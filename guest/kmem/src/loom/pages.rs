@@ -133,6 +133,7 @@ impl Pages {
         seg.start.set(FIRST);
         seg.fresh.set(FIRST);
         seg.end.set(FIRST + all);
+        seg.limit.set(FIRST + all);
         cnt.v_free_count.set(all.into());
         cnt.v_page_count.set(all.into());
         cnt.v_free_reserved.set(reserved);

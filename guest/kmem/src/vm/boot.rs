@@ -162,6 +162,7 @@ impl<M: VmMachine> Vm<M> {
         let seg = self.vm_phys_seg(number);
         seg.start.set(to_u32(start));
         seg.end.set(to_u32(end));
+        seg.limit.set(to_u32(end));
         seg.fresh.set(to_u32(start));
         seg.freelist.set(to_u32(freelist));
         self.vm_phys_mark(seg.start.get(), end - start, Mark::Free);

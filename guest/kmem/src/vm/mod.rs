@@ -45,6 +45,7 @@ pub mod pageout;
 mod pageq;
 pub mod phys;
 pub mod pmap;
+pub mod seized;
 pub mod taskqueue;
 pub mod thread;
 pub mod wait;

@@ -7,7 +7,8 @@
 //!
 //! An allocation takes the head of the list of the smallest sufficient order and puts the halves it
 //! splits off at the heads of theirs; a free coalesces and appends at the tail. Memory below 16 MiB
-//! is searched last. Because fresh blocks are cut no larger than requested (but at least
+//! is searched last. The host may take free memory away at both places, without asking
+//! ([`vmkern_abi::seize`]). Because fresh blocks are cut no larger than requested (but at least
 //! [`FRESH_ORDER`]), memory that was used before is reused first.
 
 use core::ops::Deref;
@@ -181,22 +182,31 @@ impl<M: PhysMem + Cpu> Phys<M> {
         false
     }
 
-    /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the
-    /// block stays free. Panics when the page is in no block.
-    pub(super) fn vm_phys_unfree_page(&self, _: &FreeQueue<'_, M>, pfn: u32) {
-        let seg =
-            self.vm_phys_segments().find(|seg| (seg.start.get()..seg.fresh.get()).contains(&pfn));
-        let start = seg.map_or(u32::MAX, |seg| seg.start.get());
+    /// Whether page number `pfn`, which has been used and is not allocated or in a cache, is in a
+    /// free block: the host may have seized it. The block's head and order.
+    pub(super) fn vm_phys_block_of(
+        &self,
+        _: &FreeQueue<'_, M>,
+        pfn: u32,
+    ) -> Option<(u32, usize)> {
+        let is_used = |seg: &&VmPhysSeg| (seg.start.get()..seg.fresh.get()).contains(&pfn);
+        let start = self.vm_phys_segments().find(is_used)?.start.get();
         let blocks = (0..VM_NFREEORDER).map(|order| (pfn & !((1 << order) - 1), order));
         let of_order = |&(head, order): &(u32, usize)| {
             usize::from(self.page_by_number(head).block.get()) == order + 1
         };
-        let found = blocks.take_while(|&(head, _)| head >= start).find(of_order);
-        let (Some(seg), Some((mut head, mut order))) = (seg, found) else {
+        blocks.take_while(|&(head, _)| head >= start).find(of_order)
+    }
+
+    /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the
+    /// block stays free. Panics when the page is in no block.
+    pub(super) fn vm_phys_unfree_page(&self, queue: &FreeQueue<'_, M>, pfn: u32) {
+        let Some((mut head, mut order)) = self.vm_phys_block_of(queue, pfn) else {
             self.panic(format_args!("vm_phys_unfree_page: page {pfn:#x} is not free"));
         };
-        let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
         let segind = self.page_by_number(head).segind.get();
+        let seg = self.vm_phys_seg(u64::from(segind));
+        let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
         self.freelist_remove(&queues[order], head);
         while order > 0 {
             order -= 1;

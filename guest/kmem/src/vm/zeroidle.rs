@@ -104,7 +104,9 @@ impl<M: PhysMem + Cpu> Phys<M> {
             };
             let dirty = |&pfn: &u32| {
                 let page = self.page_by_number(pfn);
-                !page.flags.get().contains(PageFlags::ALLOCATED) && !self.vm_page_is_zero(page)
+                !page.flags.get().contains(PageFlags::ALLOCATED)
+                    && !self.vm_page_is_zero(page)
+                    && self.vm_phys_block_of(queue, pfn).is_some()
             };
             if let Some(pfn) = used(from, u32::MAX).chain(used(0, from)).find(dirty) {
                 cursor.set(pfn + 1);

@@ -14,14 +14,18 @@ use crate::window::PageTable;
 pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     let vm = sim.vm();
     let (state, cnt) = (vm.state(), vm.cnt());
-    let (in_blocks, in_caches) = (blocks(sim), caches(sim));
-    let (mut wired, mut managed, mut fresh, mut zero) = (0, 0, 0, 0);
+    let (in_blocks, in_caches, seized) = (blocks(sim), caches(sim), seized(sim));
+    let (mut wired, mut managed, mut fresh, mut zero, mut taken) = (0, 0, 0, 0, 0);
     for seg in vm.vm_phys_segments() {
-        managed += u64::from(seg.end.get() - seg.start.get());
+        managed += u64::from(seg.limit.get() - seg.start.get());
+        taken += u64::from(seg.limit.get() - seg.end.get());
         fresh += u64::from(seg.end.get() - seg.fresh.get());
         for pfn in seg.start.get()..seg.fresh.get() {
             let page = vm.page_by_number(pfn);
-            let is_free = in_blocks.contains(&pfn) != in_caches.contains(&pfn);
+            let places = [&in_blocks, &in_caches, &seized];
+            let places = places.iter().filter(|pages| pages.contains(&pfn)).count();
+            assert!(places < 2, "page {pfn:#x} is free or seized twice");
+            let is_free = places == 1;
             assert_eq!(
                 is_free,
                 !page.flags.get().contains(PageFlags::ALLOCATED),
@@ -42,7 +46,8 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
                     "flags of page {pfn:#x}"
                 );
                 let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.is_set();
-                zero += u64::from(known.contains(PageFlags::ZERO) || untouched);
+                let zeros = known.contains(PageFlags::ZERO) || untouched;
+                zero += u64::from(zeros && !seized.contains(&pfn));
             }
         }
     }
@@ -68,7 +73,8 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     assert_eq!(cnt.v_active_count.get(), queued.len() as u64, "v_active_count");
     let sum =
         cnt.v_free_count.get() + wired + cnt.v_active_count.get() + cnt.v_inactive_count.get();
-    assert_eq!(sum, managed, "free, wired and queued pages are all pages");
+    taken += seized.len() as u64;
+    assert_eq!(sum + taken, managed, "free, wired, queued and seized pages are all pages");
     assert_eq!(state.vm_page_zero_count.get(), zero, "vm_page_zero_count");
     wired
 }
@@ -96,6 +102,20 @@ fn caches(sim: &Sim) -> BTreeSet<u32> {
             "a block in a cache"
         );
         assert!(pages.into_iter().all(|pfn| all.insert(pfn)), "a page is in two caches");
+    }
+    all
+}
+
+/// The pages of seized blocks, with the rules of their lists checked.
+fn seized(sim: &Sim) -> BTreeSet<u32> {
+    let mut all = BTreeSet::new();
+    for (order, queue) in sim.vm().state().vm_seized_queues.iter().enumerate() {
+        for pfn in list(sim, queue) {
+            let head = sim.vm().page_by_number(pfn);
+            assert!(head.flags.get().contains(PageFlags::SEIZED), "seized block at {pfn:#x}");
+            assert_eq!((head.private.get() as usize, head.block.get()), (order + 1, 0));
+            assert!((pfn..pfn + (1 << order)).all(|page| all.insert(page)), "seized twice");
+        }
     }
     all
 }

@@ -14,6 +14,7 @@ mod pagecache;
 mod physical;
 mod points;
 mod scale;
+mod seize;
 mod shortage;
 mod threads;
 mod waits;

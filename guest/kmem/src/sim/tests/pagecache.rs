@@ -18,17 +18,17 @@ use crate::machine::Cpu;
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 
 /// Most pages in a cache.
-const MAX: u64 = 64;
+pub(super) const MAX: u64 = 64;
 
 /// A machine with several CPUs.
-struct Cpus {
-    sim: Sim,
+pub(super) struct Cpus {
+    pub(super) sim: Sim,
     cpus: Vec<KPtr<Pcpu>>,
 }
 
 impl Cpus {
     /// A machine with `cpus` CPUs, of which CPU 0 runs.
-    fn boot(megabytes: u64, cpus: u32, tunables: Tunables) -> Self {
+    pub(super) fn boot(megabytes: u64, cpus: u32, tunables: Tunables) -> Self {
         let sim = Sim::boot(megabytes * MIB, tunables);
         let first = sim.vm().state().cpuhead.get();
         let others = (1..cpus)
@@ -49,27 +49,27 @@ impl Cpus {
     }
 
     /// CPU `cpu` runs from now on.
-    fn switch(&self, cpu: usize) {
+    pub(super) fn switch(&self, cpu: usize) {
         self.sim.machine().cpu_init(self.cpus[cpu]);
     }
 
-    fn cpu(&self, cpu: usize) -> &Pcpu {
+    pub(super) fn cpu(&self, cpu: usize) -> &Pcpu {
         self.sim.vm().get(self.cpus[cpu])
     }
 
-    fn cached(&self, cpu: usize) -> u64 {
+    pub(super) fn cached(&self, cpu: usize) -> u64 {
         self.cpu(cpu).page_cache.pages.count.get()
     }
 
-    fn alloc(&self, class: AllocClass) -> Option<KPtr<VmPage>> {
+    pub(super) fn alloc(&self, class: AllocClass) -> Option<KPtr<VmPage>> {
         self.sim.vm().vm_page_alloc_noobj(class, AllocFlags::WIRED)
     }
 
-    fn free(&self, m: KPtr<VmPage>) {
+    pub(super) fn free(&self, m: KPtr<VmPage>) {
         self.sim.vm().vm_page_unwire_free(m);
     }
 
-    fn take(&self, pages: u64) -> Vec<KPtr<VmPage>> {
+    pub(super) fn take(&self, pages: u64) -> Vec<KPtr<VmPage>> {
         (0..pages).map(|_| self.alloc(AllocClass::Interrupt).expect("there is a page")).collect()
     }
 
@@ -83,7 +83,7 @@ impl Cpus {
     }
 
     /// Ends on CPU 0, whose idle thread is the test.
-    fn finish(&self, held: Vec<KPtr<VmPage>>) {
+    pub(super) fn finish(&self, held: Vec<KPtr<VmPage>>) {
         held.into_iter().for_each(|m| self.free(m));
         self.switch(0);
         check(&self.sim);
