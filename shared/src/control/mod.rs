@@ -69,6 +69,9 @@ pub const DOORBELL_VECTOR: u8 = 0x51;
 
 /// The interrupt that asks a CPU to pause.
 pub const PAUSE_VECTOR: u8 = 0x53;
+/// The interrupt that follows a return of seized pages ([`crate::seize`]): the kernel wakes the
+/// threads that wait for pages. The CPU takes it before the doorbell's.
+pub const PAGES_VECTOR: u8 = 0x55;
 /// The guest writes a [`Stand`] here when it was asked to pause.
 pub const PAUSE_PORT: u16 = 0x511;
 

@@ -44,6 +44,8 @@ pub struct Guest {
     pending: Pending,
     /// Held while a fail point's programme changes.
     pub(super) arming: Mutex<()>,
+    /// Set while seized pages may be seized whose memory the host did not take back.
+    pub(super) undiscarded: bool,
     /// Responses that arrived during a wait for another one.
     backlog: VecDeque<Response>,
 }
@@ -75,6 +77,7 @@ impl Guest {
             death: None,
             pending: Pending::default(),
             arming: Mutex::default(),
+            undiscarded: false,
             backlog: VecDeque::new(),
         }
     }
@@ -194,6 +197,21 @@ impl Guest {
     /// of that report.
     pub fn blocked(&self) -> impl Iterator<Item = (ThreadId, WaitMessage)> {
         self.pending.blocked()
+    }
+
+    /// A thread that exists and for which nothing is outstanding, if there is one and the guest
+    /// lives.
+    pub(crate) fn idle_thread(&self) -> Option<ThreadId> {
+        if self.death.is_some() || self.hypervisor.vcpus.crew.end.get().is_some() {
+            return None;
+        }
+        let is_idle = |&thread: &ThreadId| self.pending.is_idle(thread);
+        let threads = || self.threads().unwrap_or_default();
+        let exists =
+            |thread: ThreadId| threads().iter().any(|view| view.tid == u32::from(thread.number()));
+        Some(ThreadId::MAIN)
+            .filter(is_idle)
+            .or_else(|| ThreadId::all().filter(is_idle).find(|&thread| exists(thread)))
     }
 
     /// Whether the kernel's structures may change without a new request: the kernel is working, a

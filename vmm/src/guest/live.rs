@@ -1,6 +1,7 @@
 //! A guest of this process as a [`Source`].
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::paging::Paging;
@@ -28,6 +29,8 @@ pub(crate) struct Live<'a> {
     hypervisor: &'a Hypervisor,
     anchors: Anchors,
     held: Option<HeldCrew<'a>>,
+    /// What the file behind the memory holds, once that has been asked.
+    populated: OnceLock<Vec<Range<GuestPhys>>>,
 }
 
 impl<'a> Live<'a> {
@@ -44,7 +47,7 @@ impl<'a> Live<'a> {
             Hold::Yes => Some(hypervisor.pause(PAUSE_LIMIT)?),
             Hold::No => None,
         };
-        Ok(Self { hypervisor, anchors: anchors(), held })
+        Ok(Self { hypervisor, anchors: anchors(), held, populated: OnceLock::new() })
     }
 }
 
@@ -85,5 +88,11 @@ impl Source for Live<'_> {
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {
         self.hypervisor.ram.populated()
+    }
+
+    fn holds(&self, at: GuestPhys) -> bool {
+        let parts = self.populated.get_or_init(|| self.populated());
+        let next = parts.partition_point(|part| part.end <= at);
+        parts.get(next).is_some_and(|part| part.start <= at)
     }
 }

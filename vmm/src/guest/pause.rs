@@ -100,9 +100,9 @@ mod tests {
     use super::*;
     use crate::guest::ThreadId;
 
-    /// The kernel's vectors, including the host's two: timer, doorbell, operation, pause,
-    /// rescheduling, shootdown.
-    const VECTORS: [u8; 6] = [0x50, 0x51, 0x52, 0x53, 0x54, 0x56];
+    /// The kernel's vectors, including the host's three: timer, doorbell, operation, pause,
+    /// rescheduling, pages, shootdown.
+    const VECTORS: [u8; 7] = [0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56];
 
     fn launch(time: TimeMode) -> Guest {
         let builder =

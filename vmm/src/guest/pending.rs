@@ -142,6 +142,12 @@ impl Pending {
         })
     }
 
+    /// Whether nothing is outstanding for `thread`, as far as can be known: requests without an
+    /// answer may be for any thread.
+    pub(super) fn is_idle(&self, thread: ThreadId) -> bool {
+        self.in_flight.is_empty() && !self.sleepers.contains_key(&thread)
+    }
+
     /// Whether the guest may change anything by itself before the next request.
     pub(super) fn is_owed_anything(&self) -> bool {
         !self.in_flight.is_empty() || !self.sleepers.is_empty()

@@ -25,6 +25,8 @@ use vm_memory::{
 };
 use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Atomics;
+use vmkern_abi::seize::Structures;
+use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use zerocopy::FromBytes;
 
 use super::KvmError;
@@ -276,6 +278,47 @@ impl GuestRam {
         file.file().metadata().map_or(0, |file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
     }
 
+    /// Gives the memory behind `ranges`, which consist of whole pages and do not overlap, back to
+    /// the host: it reads as zeros afterwards, and takes memory again when it is touched. Ranges
+    /// that touch are discarded together, and parts that take no memory are passed over. What is not
+    /// RAM is ignored.
+    ///
+    /// # Errors
+    /// When the host refuses it; some of the ranges may be discarded then.
+    pub(crate) fn discard(&self, ranges: &[Range<GuestPhys>]) -> io::Result<()> {
+        let mut ranges: Vec<_> = ranges.iter().filter(|range| !range.is_empty()).cloned().collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, before| {
+            let touches = before.end >= next.start;
+            if touches {
+                before.end = before.end.max(next.end);
+            }
+            touches
+        });
+        for (segment, region) in self.segments.iter().zip(self.memory.iter()) {
+            let Some(file) = region.file_offset() else { continue };
+            for range in &ranges {
+                let (start, end) = (range.start.max(segment.start), range.end.min(segment.end));
+                if start < end {
+                    let offset = |at: GuestPhys| file.start() + at.since(segment.start);
+                    punch(file.file(), offset(start), offset(end))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The structure of type `T` at `at`, shared with the guest. `T` consists only of atomic words.
+    pub(crate) fn structure<T: FromBytes + Atomics>(&self, at: GuestPhys) -> Option<&T> {
+        let slice: VolatileSlice<'_, _> =
+            self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).ok()?;
+        let pointer = NonNull::new(first_byte(&slice).cast::<T>()).filter(|it| it.is_aligned())?;
+        // SAFETY: the pointer is aligned and points to `size_of::<T>()` bytes of guest RAM, which
+        // stay mapped as long as `self` lives; any bytes are a `T` (`FromBytes`), and all of its
+        // words are atomics (`Atomics`), so the guest may write at the same time.
+        Some(unsafe { pointer.as_ref() })
+    }
+
     /// Reads an aligned 8-byte word.
     pub(crate) fn load(&self, at: GuestPhys) -> Result<u64, NotRam> {
         self.memory
@@ -299,6 +342,12 @@ impl GuestRam {
             return Err(outside);
         }
         Ok(Shared { pointer: NonNull::new(pointer).ok_or(outside)?, _ram: Arc::clone(self) })
+    }
+}
+
+impl Structures for GuestRam {
+    fn structure<T: FromBytes + Atomics>(&self, at: GuestPhys) -> Option<&T> {
+        Self::structure(self, at)
     }
 }
 
@@ -365,6 +414,32 @@ fn data(file: &File, start: u64, end: u64) -> io::Result<Vec<Range<u64>>> {
         at = hole;
     }
     Ok(parts)
+}
+
+/// Makes the bytes of `file` from `start` to `end` a hole. If they are one already, nothing is
+/// changed, which takes the same time for any length.
+fn punch(file: &File, start: u64, end: u64) -> io::Result<()> {
+    // Where the host's kernel cannot say what is a hole, all of it may not be one.
+    let first = match data_from(file, start) {
+        Ok(None) => return Ok(()),
+        Ok(Some(first)) => first,
+        Err(_) => start,
+    };
+    if first >= end {
+        return Ok(());
+    }
+    let first = first - first % PAGE_SIZE;
+    fallocate(file, FallocateMode::PunchHole, true, first, end - first)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Where the first byte of `file` from `start` on lies that is not in a hole, if there is one.
+fn data_from(file: &File, start: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(start)) {
+        Ok(first) => Ok(Some(first)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A structure in guest RAM. Keeps the RAM mapped.
@@ -454,6 +529,26 @@ mod tests {
                 .iter()
                 .all(|part| part.start.is_page_aligned() && part.end.is_page_aligned())
         );
+    }
+
+    #[test]
+    fn what_is_discarded_is_zero_and_the_host_has_it_back() {
+        let ram = GuestRam::new(HOLE_START + (8 << 20)).expect("address space is there");
+        let page = |number: u64| GuestPhys::from_pfn(number);
+        let write = |number: u64| ram.write(page(number), &[7; 4096]).expect("it is RAM");
+        let high = HOLE_END / PAGE_SIZE;
+        [1, 2, 3, 5, 100, high].into_iter().for_each(write);
+        let before = ram.resident();
+        // Ranges may be in any order, touch, and reach over what is not RAM.
+        let ranges = [page(100)..page(high + 1), page(2)..page(3), page(3)..page(5)];
+        ram.discard(&ranges).expect("a memfd has holes");
+        assert_eq!(before - ram.resident(), 4 * PAGE_SIZE);
+        let mut word = [0; 8];
+        for (number, byte) in [(1, 7), (2, 0), (3, 0), (5, 7), (100, 0), (high, 0)] {
+            ram.read(page(number), &mut word).expect("it is RAM");
+            assert_eq!(word, [byte; 8], "page {number:#x}");
+        }
+        assert!(ram.populated().iter().any(|part| part.contains(&page(2))), "reading fills a hole");
     }
 
     #[test]

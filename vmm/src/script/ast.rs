@@ -182,6 +182,10 @@ pub(super) enum Arg {
     Kind(MapKind),
     /// What a range allows.
     Allows(Protection),
+    /// Bytes to seize.
+    Bytes(Expr),
+    /// `leave`, and the pages that stay free.
+    Leave(Expr),
     Thread(ThreadRef),
     /// A statement to do later.
     Call(Call),

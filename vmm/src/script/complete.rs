@@ -103,6 +103,9 @@ fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) 
         Some(Param::Flags) => FLAGS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Some(Param::Kind) => vec!["system".to_owned()],
         Some(Param::Allows) => PROTECTIONS.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        Some(Param::Amount) => {
+            numbers(word, bound).into_iter().chain(["leave".to_owned()]).collect()
+        }
         Some(Param::Thread) => threads().collect(),
         Some(Param::Look) => look::NAMES.iter().map(|name| (*name).to_owned()).collect(),
         Some(Param::Fail) => FailSite::ALL

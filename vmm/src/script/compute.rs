@@ -14,7 +14,7 @@ use super::show;
 use super::source::Span;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
-use crate::guest::ThreadId;
+use crate::guest::{Pages, PressureTarget, ThreadId};
 use crate::inspect::What;
 
 impl Run<'_> {
@@ -219,6 +219,13 @@ impl Run<'_> {
                 Arg::Zero => Value::Seed(None),
                 Arg::Kind(kind) => Value::Kind(*kind),
                 Arg::Allows(protection) => Value::Allows(*protection),
+                Arg::Bytes(expr) => {
+                    let pages = Pages::holding(self.eval(at, expr)?);
+                    Value::Amount(PressureTarget::More(pages))
+                }
+                Arg::Leave(expr) => {
+                    Value::Amount(PressureTarget::Leave(Pages(self.eval(at, expr)?)))
+                }
                 Arg::Thread(thread) => Value::Thread(self.thread(at, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
                 Arg::Fail(request) => Value::Fail(request.clone()),

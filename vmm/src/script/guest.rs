@@ -5,18 +5,19 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{Context, MapId, Op, Response};
 use vmkern_abi::fail::{FailSite, FailSpec};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{ThreadState, VmMeter};
 
 use super::look::Look;
-use super::names::MapField;
+use super::names::{self, MapField};
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::check::Report;
 use crate::dump::{Dump, Saving};
-use crate::guest::{LogEnd, SaveError};
+use crate::guest::{LogEnd, Pages, PressureError, PressureReport, PressureTarget, SaveError};
 use crate::inspect::draw::draw;
 use crate::inspect::{InspectError, Inspection, View};
 use crate::output::Destination;
@@ -86,6 +87,18 @@ impl GuestTarget {
     }
 }
 
+impl From<PressureError> for TargetError {
+    fn from(error: PressureError) -> Self {
+        match error {
+            PressureError::Unstoppable(_) | PressureError::Damaged(_) => {
+                Self::Broken(error.to_string())
+            }
+            PressureError::Untold(_) => Self::Host(error.to_string()),
+            _ => Self::Unable(error.to_string()),
+        }
+    }
+}
+
 /// Adds `log` to `tail`, which is cut to what a report needs.
 fn keep_end(tail: &mut Vec<u8>, log: &[u8]) {
     tail.extend_from_slice(log);
@@ -126,6 +139,9 @@ impl Target for GuestTarget {
     }
 
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
+        if name == names::SEIZED_PAGES {
+            return Ok(self.guest.pressure().seized()?.0);
+        }
         let meter = self.guest.meter().map_err(|error| TargetError::Broken(error.to_string()))?;
         meter
             .by_name(name)
@@ -171,6 +187,28 @@ impl Target for GuestTarget {
 
     fn arm(&mut self, site: FailSite, spec: &FailSpec) {
         self.guest.arm(site, spec);
+    }
+
+    fn seize(&mut self, target: PressureTarget) -> Result<PressureReport, TargetError> {
+        Ok(self.guest.pressure().seize(target)?)
+    }
+
+    fn release(&mut self) -> Result<Pages, TargetError> {
+        if self.guest.pressure().seized()? == Pages(0) {
+            return Ok(Pages(0));
+        }
+        let held = self.guest.pressure().release(Pages::ALL)?;
+        // In virtual time nothing runs between two statements: what was woken runs now.
+        let is_virtual = self.guest.environment().time == TimeMode::Virtual;
+        if let Some(thread) = self.guest.idle_thread().filter(|_| is_virtual) {
+            match self.guest.call(thread, Op::Settle) {
+                // What it dies of, a later statement finds.
+                Ok(_) | Err(GuestError::Crashed(_)) => {}
+                Err(GuestError::Interrupted) => return Err(TargetError::Interrupted),
+                Err(error) => return Err(TargetError::Broken(error.to_string())),
+            }
+        }
+        Ok(held)
     }
 
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {

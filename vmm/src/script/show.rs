@@ -1,5 +1,7 @@
 //! Statements for failure reports: the call, and the values that a reader needs.
 
+use crate::guest::PressureTarget;
+
 use super::ast::{Arg, Call, Expr, MapRef, Term, TermKind};
 use super::eval::Run;
 use super::names::map_name;
@@ -78,6 +80,8 @@ impl Run<'_> {
                 let name = PROTECTIONS.iter().find(|(_, allows)| allows == protection);
                 name.map_or_else(|| format!("{protection:?}"), |(name, _)| (*name).to_owned())
             }
+            (Value::Amount(PressureTarget::More(pages)), _) => number(pages.bytes()),
+            (Value::Amount(PressureTarget::Leave(pages)), _) => format!("leave {}", pages.0),
             (Value::Thread(thread), _) => thread.to_string(),
             (Value::Op(_, values), Arg::Call(inner)) => self.called(inner, values),
             (Value::Op(..), _) => String::new(),

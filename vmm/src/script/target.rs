@@ -14,6 +14,7 @@ use super::outcome::StepResult;
 use super::stop::Stop;
 use crate::Guest;
 use crate::check::Report;
+use crate::guest::{Pages, PressureReport, PressureTarget};
 
 /// The end of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +143,7 @@ pub trait Target {
         None
     }
 
-    /// The counter of this name (one of `VmMeter::NAMES`). No operation is in flight except those
+    /// The counter of this name, one of those that expressions know. No operation is in flight except those
     /// of blocked threads.
     ///
     /// # Errors
@@ -171,6 +172,19 @@ pub trait Target {
 
     /// Makes `spec` the programme of a fail point, from now on. Nothing runs for that.
     fn arm(&mut self, site: FailSite, spec: &FailSpec);
+
+    /// Takes free memory of the guest as `target` says.
+    ///
+    /// # Errors
+    /// [`TargetError::Unable`] when nothing can be taken.
+    fn seize(&mut self, target: PressureTarget) -> Result<PressureReport, TargetError>;
+
+    /// Gives all seized memory back, and in virtual time lets the threads run that wait for it.
+    /// Returns the pages that are still seized.
+    ///
+    /// # Errors
+    /// [`TargetError::Unable`] when nothing can be given back.
+    fn release(&mut self) -> Result<Pages, TargetError>;
 
     /// Writes a dump of the guest's memory to the file at `path`. The dump says that the guest ran
     /// `program`. `stop` can end this.

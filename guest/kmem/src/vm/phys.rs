@@ -184,11 +184,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
 
     /// Whether page number `pfn`, which has been used and is not allocated or in a cache, is in a
     /// free block: the host may have seized it. The block's head and order.
-    pub(super) fn vm_phys_block_of(
-        &self,
-        _: &FreeQueue<'_, M>,
-        pfn: u32,
-    ) -> Option<(u32, usize)> {
+    pub(super) fn vm_phys_block_of(&self, _: &FreeQueue<'_, M>, pfn: u32) -> Option<(u32, usize)> {
         let is_used = |seg: &&VmPhysSeg| (seg.start.get()..seg.fresh.get()).contains(&pfn);
         let start = self.vm_phys_segments().find(is_used)?.start.get();
         let blocks = (0..VM_NFREEORDER).map(|order| (pfn & !((1 << order) - 1), order));

@@ -36,6 +36,7 @@ mod rest;
 mod rule;
 mod runq;
 mod sched;
+mod seized;
 mod sleepq;
 mod stacks;
 mod table_rules;
@@ -60,7 +61,7 @@ use crate::view::View;
 
 /// The tables of rules, in the order of a report: first the rules that are checked while structures
 /// are read. Those about pages' states come when all pages have been claimed.
-static PARTS: [&Part; 30] = [
+static PARTS: [&Part; 31] = [
     &finding::PART,
     &page_array::PART,
     &owners::PART,
@@ -87,6 +88,7 @@ static PARTS: [&Part; 30] = [
     &zones::PART,
     &free_lists::PART,
     &page_caches::PART,
+    &seized::PART,
     &paging_queues::PART,
     &meter::PART,
     &page_state::PART,

@@ -19,7 +19,8 @@ rules! {
             "a page has one use: a page of an object, a node, a table, a page of a pool, a slab, \
              and so on";
         PAGE_FREE = "page-free":
-            "a used page is allocated, and a page in a free block or a CPU's cache is not";
+            "a used page is allocated, and a page in a free block, in a CPU's cache or seized by \
+             the host is not";
         PAGE_UNMANAGED = "page-unmanaged":
             "a used page is managed";
     }
@@ -44,6 +45,8 @@ pub(super) enum Owner {
     FreeBlock,
     /// Free, in a CPU's cache.
     PageCache,
+    /// Seized by the host.
+    Seized,
 }
 
 impl Owner {
@@ -58,12 +61,18 @@ impl Owner {
             Self::Slab => "a slab of a zone",
             Self::FreeBlock => "in a free block",
             Self::PageCache => "in a CPU's cache of free pages",
+            Self::Seized => "seized by the host",
         }
     }
 
     /// Whether such a page is free.
     pub(super) const fn is_free(self) -> bool {
         matches!(self, Self::FreeBlock | Self::PageCache)
+    }
+
+    /// Whether such a page is allocated.
+    const fn is_allocated(self) -> bool {
+        !self.is_free() && !matches!(self, Self::Seized)
     }
 }
 
@@ -105,7 +114,7 @@ impl Owners {
         };
         // 2. Its flags agree with the owner.
         let is_allocated = pages.segments[segment].pages.get(index).is_some_and(Page::is_allocated);
-        if is_allocated == owner.is_free() {
+        if is_allocated != owner.is_allocated() {
             let word = if is_allocated { "handed out" } else { "free" };
             findings.add(&PAGE_FREE, "vm_page", pages.address(pfn), || {
                 format!(

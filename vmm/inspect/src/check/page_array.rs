@@ -20,7 +20,8 @@ rules! {
     None;
     Owners {
         SEGMENT_FRESH = "segment-fresh":
-            "the fresh pages of a segment lie inside it";
+            "the fresh pages of a segment lie inside it, and so does what the host has seized of \
+             its end";
     }
 }
 
@@ -142,6 +143,8 @@ pub(super) struct Segment {
     pub start: u64,
     /// First page number past it.
     pub end: u64,
+    /// First page number past those that the host has seized of its end.
+    pub limit: u64,
     /// First page that was never used.
     pub fresh: u64,
     /// Its free list.
@@ -197,7 +200,9 @@ impl PageArray {
             };
             let (start, end) = (u64::from(seg.start.get()), u64::from(seg.end.get()));
             let limit = first_page.saturating_add(size);
-            if start < below || end <= start || end > limit {
+            // Nothing may be left of it, if all of it is seized.
+            let is_empty = u64::from(seg.limit.get()) <= start;
+            if start < below || end < start || is_empty || end > limit {
                 findings.add(&SEGMENT_ORDER, "vm_phys_seg", place, || {
                     format!(
                         "it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} \
@@ -215,10 +220,19 @@ impl PageArray {
                     )
                 });
             }
+            // 4. Pages behind its end are seized, up to a limit.
+            let limit = u64::from(seg.limit.get());
+            if limit < end || limit > first_page.saturating_add(size) {
+                findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
+                    format!("it ends with page {end:#x}, but its limit is {limit:#x}")
+                });
+            }
+            let limit = limit.clamp(end, first_page.saturating_add(size));
             let fresh = fresh.clamp(start, end);
             let pages = array.read_pages(memory, start, fresh, findings);
-            array.segments.push(Segment { start, end, fresh, freelist: seg.freelist.get(), pages });
-            below = end;
+            let freelist = seg.freelist.get();
+            array.segments.push(Segment { start, end, limit, fresh, freelist, pages });
+            below = limit;
         }
         array
     }
@@ -292,9 +306,9 @@ impl PageArray {
         self.segments.iter().flat_map(|segment| (segment.start..).zip(segment.pages.iter()))
     }
 
-    /// The number of managed pages.
+    /// The number of managed pages, including those that are seized.
     pub(super) fn managed(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.end - segment.start).sum()
+        self.segments.iter().map(|segment| segment.limit - segment.start).sum()
     }
 
     /// Page number of the element at address `at`, if there is one.

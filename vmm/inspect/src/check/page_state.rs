@@ -16,7 +16,7 @@ rules! {
     Owners {
         PAGE_LOST = "page-lost":
             "an allocated page is used by something, and a free page is in a free block or a \
-             CPU's cache";
+             CPU's cache, or seized";
     }
     Memory {
         PAGE_FREE_STATE = "page-free-state":
@@ -59,6 +59,8 @@ fn check_states(ctx: &Context<'_>) {
                 counts.zero += u64::from(is_known_zero(ctx, page));
                 check_free(ctx, pfn, page, owner);
             }
+            // Its flags are those of a free page; the block's head has a rule of its own.
+            Some(Owner::Seized) => {}
             None if !page.is_allocated() => {
                 ctx.finding(&PAGE_LOST, "vm_page", ctx.pages.address(pfn), || {
                     format!("page {pfn:#x} is free, but in no free block and no cache")

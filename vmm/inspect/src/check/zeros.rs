@@ -1,7 +1,8 @@
 //! The contents of free pages: those that are known to be zero must be zero.
 //!
 //! Memory beyond the `fresh` mark of a segment is not read: it was never used, and reading it would
-//! make it resident.
+//! make it resident. For the same reason no page is read that the source does not hold, because it
+//! was never touched or has been discarded: it is zero.
 
 use std::sync::atomic::Ordering;
 
@@ -28,7 +29,11 @@ fn check(ctx: &Context<'_>) {
         if !ctx.owner(pfn).is_some_and(Owner::is_free) || !is_known_zero(ctx, page) {
             continue;
         }
-        match ctx.memory.page("free page", PageArray::phys(pfn)) {
+        let at = PageArray::phys(pfn);
+        if !ctx.memory.holds(at) {
+            continue;
+        }
+        match ctx.memory.page("free page", at) {
             Ok(words) => {
                 let word = words
                     .iter()

@@ -8,7 +8,7 @@ use serde::Serialize;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{
-    MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg,
+    KernelRoots, MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg,
 };
 use vmkern_abi::pte::PteFlags;
 use zerocopy::IntoBytes;
@@ -42,6 +42,8 @@ pub enum Use {
     Free,
     /// Free, in a CPU's cache.
     PerCpu,
+    /// Seized by the host.
+    Seized,
     /// Belongs to kernel_object.
     Kernel,
     /// Belongs to kmem_object.
@@ -64,11 +66,12 @@ pub enum Use {
 
 impl Use {
     /// All uses, in the order of reports.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Unmanaged,
         Self::Fresh,
         Self::Free,
         Self::PerCpu,
+        Self::Seized,
         Self::Kernel,
         Self::Kmem,
         Self::Anonymous,
@@ -96,6 +99,7 @@ impl Use {
             Self::Fresh => '.',
             Self::Free => ':',
             Self::PerCpu => ';',
+            Self::Seized => 'H',
             Self::Kernel => 'K',
             Self::Kmem => 'M',
             Self::Anonymous => 'A',
@@ -117,6 +121,7 @@ impl Use {
             Self::Fresh => "free, never used",
             Self::Free => "free, in buddy lists",
             Self::PerCpu => "free, in caches of CPUs",
+            Self::Seized => "seized by the host",
             Self::Kernel => "kernel_object",
             Self::Kmem => "kmem_object",
             Self::Anonymous => "anonymous objects",
@@ -140,6 +145,8 @@ pub struct SegmentReport {
     pub end: u64,
     /// First page that was never used.
     pub fresh: u64,
+    /// First page past those that the host has seized of its end.
+    pub limit: u64,
 }
 
 /// Pages by the queue that they are on.
@@ -206,6 +213,7 @@ impl Census {
         let segments = segments(survey);
         for segment in &segments {
             self.fill(segment.fresh, segment.end, Use::Fresh);
+            self.fill(segment.end, segment.limit, Use::Seized);
             let mut pfn = segment.start;
             while pfn < segment.fresh {
                 // Chunks are aligned, so that each lies in one page.
@@ -216,6 +224,23 @@ impl Census {
             }
         }
         self.segments = segments;
+        self.seized(survey, roots);
+    }
+
+    /// Marks the blocks that the host has seized. Their pages look like free ones.
+    fn seized(&mut self, survey: &Survey<'_, '_>, roots: &KernelRoots) {
+        for (order, list) in roots.vm_seized_queues.iter().enumerate() {
+            let mut next = u64::from(list.head.get());
+            for _ in 0..list.count.get().min(self.uses.len() as u64) {
+                if next == 0 {
+                    break;
+                }
+                self.fill(next, next.saturating_add(1 << order), Use::Seized);
+                let page = page_at(survey, next).map(|at| survey.view.copy::<VmPage>(PAGE, at));
+                let page = page.and_then(|page| survey.damage.ok(page));
+                next = page.map_or(0, |page| page.next.get().into());
+            }
+        }
     }
 
     fn chunk(&mut self, survey: &Survey<'_, '_>, pfn: u64, count: u64) {
@@ -401,14 +426,15 @@ pub(super) fn segments(survey: &Survey<'_, '_>) -> Vec<SegmentReport> {
         };
         let (start, end) = (u64::from(segment.start.get()), u64::from(segment.end.get()));
         let fresh = u64::from(segment.fresh.get());
-        let below = segments.last().map_or(0, |segment| segment.end);
-        if start < below || start > fresh || fresh > end || end > ram_end {
+        let limit = u64::from(segment.limit.get());
+        let below = segments.last().map_or(0, |segment| segment.limit);
+        if start < below || ![start, fresh, end, limit, ram_end].is_sorted() {
             survey.damage.say(SEGMENT, at, || {
-                format!("pages {start:#x} to {end:#x}, fresh from {fresh:#x} on")
+                format!("pages {start:#x} to {end:#x}, fresh from {fresh:#x} on, limit {limit:#x}")
             });
             continue;
         }
-        segments.push(SegmentReport { start, end, fresh });
+        segments.push(SegmentReport { start, end, fresh, limit });
     }
     segments
 }

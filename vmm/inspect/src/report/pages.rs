@@ -120,7 +120,7 @@ pub(super) fn pages(survey: &Survey<'_, '_>) -> PagesReport {
 
 fn counters(survey: &Survey<'_, '_>, report: &PagesReport) -> Vec<Counted> {
     let Some(roots) = survey.roots() else { return Vec::new() };
-    let managed: u64 = report.segments.iter().map(|segment| segment.end - segment.start).sum();
+    let managed: u64 = report.segments.iter().map(|segment| segment.limit - segment.start).sum();
     let free: u64 =
         report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
     let meter = &roots.meter;

@@ -229,6 +229,7 @@ impl Parser {
                 Param::Fail => fail_point::EXPECTED,
                 Param::Look => "WHAT",
                 Param::Allows => words::PROTECTION,
+                Param::Amount => "SIZE or `leave`",
                 Param::Flags | Param::Kind => "",
             };
             let next = if param.is_raw() { lexer.rest() } else { lexer.peek()?.clone() };
@@ -265,6 +266,11 @@ impl Parser {
             Param::Flags => Arg::Flags(words::flags(lexer)?),
             Param::Kind => Arg::Kind(words::kind(lexer)?),
             Param::Allows => Arg::Allows(words::protection(lexer)?),
+            Param::Amount if lexer.peek()?.word() == Some("leave") => {
+                lexer.next()?;
+                Arg::Leave(expr::parse(lexer, &self.scope, Blanks::End)?)
+            }
+            Param::Amount => Arg::Bytes(expr::parse(lexer, &self.scope, Blanks::End)?),
             Param::Thread => {
                 let token = lexer.next()?;
                 Arg::Thread(words::thread(&token, lexer, &self.scope)?)

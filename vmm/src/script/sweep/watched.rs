@@ -12,6 +12,7 @@ use super::holdings::Holdings;
 use super::rows::{self, Ended, Thread, When};
 use crate::Guest;
 use crate::check::Report;
+use crate::guest::{Pages, PressureReport, PressureTarget};
 use crate::script::look::Look;
 use crate::script::names::MapField;
 use crate::script::stop::Stop;
@@ -226,10 +227,11 @@ impl<'t> Watched<'t> {
         }
     }
 
-    /// Brings the guest to its end: joins threads, frees what the script holds and wakes the
+    /// Brings the guest to its end: gives seized memory back, joins threads, frees what the script holds and wakes the
     /// threads that wait for room, again and again until nothing changes. Then the guest comes to
     /// rest.
     pub fn wind_up(&mut self) -> Result<(), Unwound> {
+        self.target.release().map_err(Unwound::Lost)?;
         for round in 0..ROUNDS {
             // 1. Threads, whose results may be something to free.
             let before = self.working.len();
@@ -360,6 +362,14 @@ impl Target for Watched<'_> {
 
     fn threads(&mut self) -> Vec<(String, String)> {
         self.target.threads()
+    }
+
+    fn seize(&mut self, target: PressureTarget) -> Result<PressureReport, TargetError> {
+        self.target.seize(target)
+    }
+
+    fn release(&mut self) -> Result<Pages, TargetError> {
+        self.target.release()
     }
 
     /// Many runs of one script write no dumps.

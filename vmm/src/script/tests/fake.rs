@@ -8,6 +8,7 @@ use vmkern_abi::control::{Context, MapId, Op, Outcome};
 use vmkern_abi::fail::{FailSite, FailSpec};
 
 use crate::check::{Finding, Report};
+use crate::guest::{Pages, PressureReport, PressureTarget, Refusal};
 use crate::inspect::What;
 use crate::script::{
     Ending, Look, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run,
@@ -40,6 +41,8 @@ pub struct Fake {
     pub passed: u64,
     /// Operations after which every fail point has fired, if it does.
     pub fires_after: Option<usize>,
+    /// Pages that are seized.
+    pub seized: Pages,
     /// Set to make the witness lie.
     pub skew: u64,
 }
@@ -87,7 +90,11 @@ impl Target for Fake {
     }
 
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
-        Ok(if name == "v_free_count" { 1000 - self.next / 4096 } else { 0 })
+        Ok(match name {
+            "v_free_count" => 1000 - self.next / 4096,
+            "seized_pages" => self.seized.0,
+            _ => 0,
+        })
     }
 
     fn now(&mut self) -> Result<u64, TargetError> {
@@ -109,6 +116,22 @@ impl Target for Fake {
 
     fn arm(&mut self, site: FailSite, spec: &FailSpec) {
         self.armed.push((site, spec.to_string()));
+    }
+
+    fn seize(&mut self, target: PressureTarget) -> Result<PressureReport, TargetError> {
+        let asked = match target {
+            PressureTarget::More(pages) => pages,
+            PressureTarget::Leave(left) => Pages(1000 - self.next / 4096 - left.0),
+        };
+        let taken = Pages(asked.0.min(500));
+        self.seized.0 += taken.0;
+        let refused = (taken < asked).then_some(Refusal::NotFree);
+        Ok(PressureReport { asked, taken, held: self.seized, back: taken, refused })
+    }
+
+    fn release(&mut self) -> Result<Pages, TargetError> {
+        self.seized = Pages(0);
+        Ok(self.seized)
     }
 
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {

@@ -15,6 +15,7 @@ mod inspect;
 mod join;
 mod on_lowmem;
 mod row;
+mod seize;
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, Op};
@@ -115,8 +116,8 @@ pub static VERBS: &[Verb] = &[
     later("zfree", "NAME ADDR"),
     later("zone_drain", "NAME"),
     later("squeeze", "SIZE"),
-    later("seize", "SIZE|leave PAGES"),
-    later("release", ""),
+    seize::SEIZE,
+    seize::RELEASE,
     later("hog", "MAP PERCENT [CHUNK]"),
     later("unhog", "MAP"),
     later("madvise", "MAP ADDR SIZE willneed|dontneed"),
@@ -141,7 +142,7 @@ mod tests {
     use vmkern_abi::control::{MapId, MapKind};
 
     use super::*;
-    use crate::guest::ThreadId;
+    use crate::guest::{Pages, PressureTarget, ThreadId};
     use crate::script::fail_point::FailRequest;
     use crate::script::look::Look;
 
@@ -157,6 +158,7 @@ mod tests {
                     Param::Seed => Value::Seed(Some(1)),
                     Param::Flags => Value::Flags(MallocFlags::NOWAIT),
                     Param::Kind => Value::Kind(MapKind::User),
+                    Param::Amount => Value::Amount(PressureTarget::More(Pages(1))),
                     Param::Allows => Value::Allows(PROTECTIONS[0].1),
                     Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),

@@ -8,7 +8,7 @@ use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
 use vmkern_abi::layout::Protection;
 
 use super::host::HostVerb;
-use crate::guest::ThreadId;
+use crate::guest::{PressureTarget, ThreadId};
 use crate::script::fail_point::FailRequest;
 use crate::script::look::Look;
 use crate::script::{expr, words};
@@ -28,6 +28,8 @@ pub enum Param {
     Kind,
     /// What a range allows: `rw`, `r` or `none`.
     Allows,
+    /// How much to seize: bytes, or `leave` and a number of pages.
+    Amount,
     /// A thread.
     Thread,
     /// A verb that is an operation, with its arguments.
@@ -49,6 +51,7 @@ impl fmt::Display for Param {
             Self::Flags => "[FLAGS]",
             Self::Kind => "[system]",
             Self::Allows => "rw|r|none",
+            Self::Amount => "SIZE|leave PAGES",
             Self::Thread => "THREAD",
             Self::Op => "STATEMENT",
             Self::File => "FILE",
@@ -79,6 +82,9 @@ impl Param {
             }
             Self::Kind => "makes it a system map",
             Self::Allows => "reads and writes, reads only, or nothing",
+            Self::Amount => {
+                "bytes, rounded up to pages; or `leave` and the number of pages that stay free"
+            }
             Self::Thread => words::THREADS,
             Self::Op => "a verb that the guest does, with its arguments",
             Self::File => "a word without blanks or a string; `-` is standard output",
@@ -109,6 +115,8 @@ pub enum Value {
     Kind(MapKind),
     /// What a range allows.
     Allows(Protection),
+    /// How much to seize.
+    Amount(PressureTarget),
     /// A thread.
     Thread(ThreadId),
     /// An operation to do later, with its own arguments.

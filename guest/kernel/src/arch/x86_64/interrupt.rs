@@ -18,7 +18,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
+use vmkern_abi::control::{DOORBELL_VECTOR, PAGES_VECTOR, PAUSE_VECTOR};
 
 use super::percpu::{self, Depth, PerCpu, SLOT};
 use super::{apic, nucleus, switch, tlb, vectors};
@@ -51,6 +51,8 @@ pub enum Deferred {
     Operation = bit(vectors::OPERATION_VECTOR),
     /// The host asks this CPU to pause.
     Pause = bit(PAUSE_VECTOR),
+    /// The host has given pages back.
+    Pages = bit(PAGES_VECTOR),
     /// Another CPU has work for this one.
     Resched = bit(vectors::RESCHED_VECTOR),
     /// Another CPU waits until this one has flushed translations.
@@ -66,8 +68,15 @@ const fn bit(vector: u8) -> u32 {
 
 impl Deferred {
     /// In the order in which they are handled.
-    const ALL: [Self; 6] =
-        [Self::Shootdown, Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
+    const ALL: [Self; 7] = [
+        Self::Shootdown,
+        Self::Timer,
+        Self::Pages,
+        Self::Doorbell,
+        Self::Operation,
+        Self::Pause,
+        Self::Resched,
+    ];
 }
 
 /// Number of trap frames of one thread from which on an interrupt is only recorded: one slot is
@@ -98,7 +107,7 @@ fn handle(which: Deferred) {
             }
             crate::threads::handle_interrupt(which);
         }
-        Deferred::Doorbell | Deferred::Operation | Deferred::Resched => {
+        Deferred::Doorbell | Deferred::Operation | Deferred::Pages | Deferred::Resched => {
             crate::threads::handle_interrupt(which)
         }
         // This is the only deferral, and so no lock is owned; no handler is running either.

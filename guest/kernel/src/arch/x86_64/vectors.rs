@@ -1,5 +1,5 @@
-//! The kernel's own interrupt vectors. The host's are [`vmkern_abi::control::DOORBELL_VECTOR`] and
-//! [`vmkern_abi::control::PAUSE_VECTOR`].
+//! The kernel's own interrupt vectors. The host's are [`vmkern_abi::control::DOORBELL_VECTOR`],
+//! [`vmkern_abi::control::PAUSE_VECTOR`] and [`vmkern_abi::control::PAGES_VECTOR`].
 
 /// #DB: a single step ([`super::step`]).
 pub const DEBUG_VECTOR: u8 = 1;
