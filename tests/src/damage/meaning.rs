@@ -33,6 +33,7 @@ pub const NOT_READ: &[(&str, &str)] = &[
 pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("VmObject", "_pad", "padding"),
     ("VmPage", "_pad", "padding"),
+    ("VmPhysSeg", "_pad", "padding"),
     ("VmMapEntry", "_pad", "padding"),
     ("MapIndex", "_pad", "padding"),
     ("MapNode", "_pad", "padding"),
@@ -170,7 +171,7 @@ pub const CHECKED: &[(&str, &[&str])] = &[
             "parent",
         ],
     ),
-    ("VmPhysSeg", &["start", "end", "fresh", "freelist"]),
+    ("VmPhysSeg", &["start", "end", "fresh", "freelist", "limit"]),
     ("VmFreeList", &["head", "tail", "count"]),
     (
         "VmMapEntry",
