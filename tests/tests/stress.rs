@@ -1,5 +1,5 @@
-//! Several CPUs: threads that mix all functions in nearly full maps, and reads of memory that
-//! another CPU frees.
+//! Several CPUs: threads that mix all functions in nearly full maps, with and without a host that
+//! takes free pages away meanwhile, and reads of memory that another CPU frees.
 //!
 //! The amount is counted in operations of [`Workload::Stress`]: about half of them allocate, the
 //! others verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use vmkern::abi::layout::KernelRoots;
-use vmkern::guest::Workload;
+use vmkern::guest::{Pages, PressureTarget, Workload};
 use vmkern::inspect::What;
 use vmkern::inspect::draw::draw;
 use vmkern::testing::Balance;
@@ -89,12 +89,47 @@ fn next(guest: &mut Guest) -> Response {
     }
 }
 
+/// A host that takes free pages and gives them back, by a seed.
+struct Squeeze {
+    state: u64,
+    seizures: u64,
+    back: u64,
+}
+
+impl Squeeze {
+    fn new(seed: u64) -> Self {
+        Self { state: seed, seizures: 0, back: 0 }
+    }
+
+    /// A number below `end` (Knuth's generator).
+    fn below(&mut self, end: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.state >> 33) % end
+    }
+
+    /// One step: takes all pages but a few, or some, or gives some or all back.
+    fn step(&mut self, guest: &mut Guest) {
+        let (choice, pages) = (self.below(4), Pages(self.below(4000)));
+        let result = match choice {
+            0 => guest.pressure().seize(PressureTarget::Leave(Pages(pages.0 % 400))),
+            1 => guest.pressure().seize(PressureTarget::More(pages)),
+            2 => return drop(guest.pressure().release(pages).expect("pages come back")),
+            _ => return drop(guest.pressure().release(Pages::ALL).expect("pages come back")),
+        };
+        let report = result.expect("pages are taken");
+        assert!(report.taken <= report.asked && report.taken <= report.held, "{report:?}");
+        self.seizures += u64::from(report.taken > Pages(0));
+        self.back += report.back.0;
+    }
+}
+
 /// A run of [`Workload::Stress`] on `parties` threads.
 struct Stress {
     guest: KernGuest,
     parties: u16,
     pageable: MapId,
     system: MapId,
+    squeeze: Option<Squeeze>,
 }
 
 impl Stress {
@@ -106,7 +141,30 @@ impl Stress {
         let system =
             guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 32 * PAGE, MapKind::System);
         (0..parties).for_each(|thread| guest.make_thread(thread));
-        Self { guest, parties, pageable, system }
+        Self { guest, parties, pageable, system, squeeze: None }
+    }
+
+    /// A host takes pages away and gives them back between two looks, by `seed`.
+    fn squeezed(self, seed: u64) -> Self {
+        Self { squeeze: Some(Squeeze::new(seed)), ..self }
+    }
+
+    /// Asks for the final answers of threads that were reported blocked.
+    fn join_blocked(&mut self) {
+        let blocked: Vec<_> = self.guest.blocked().map(|(thread, _)| thread.number()).collect();
+        for thread in blocked {
+            let join = self.guest.submit_in(Context::Thread(thread), Op::Join { thread });
+            join.unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// The host gives everything back.
+    fn relax(&mut self) {
+        let Some(squeeze) = &self.squeeze else { return };
+        let held = self.guest.pressure().release(Pages::ALL).expect("pages come back");
+        assert_eq!(held, Pages(0));
+        println!("{} seizures, {} pages back at the host", squeeze.seizures, squeeze.back);
+        assert!(squeeze.seizures > 0, "nothing was ever seized");
     }
 
     /// Whether any of the threads still works.
@@ -161,19 +219,25 @@ impl Stress {
             full += u64::from(fill >= 70);
             since_full += u64::from(full > 0);
             looks += 1;
+            if let Some(squeeze) = &mut self.squeeze {
+                squeeze.step(&mut self.guest);
+            }
             // Let them work between looks: that is the point of the test.
             std::thread::sleep(BETWEEN_LOOKS);
         }
+        self.relax();
         let mut done = 0;
         while self.guest.in_flight() > 0 {
             match next(&mut self.guest).outcome {
                 Outcome::Value(operations) => done += operations,
+                // While all threads waited for pages, none could go on.
+                Outcome::Blocked { .. } if self.squeeze.is_some() => self.join_blocked(),
                 other => fail(&self.guest, &format!("{other:?}")),
             }
         }
         assert!(done >= operations, "{done} operations");
         assert!(
-            full * 2 > since_full,
+            full * 2 > since_full || self.squeeze.is_some(),
             "kmem_map was 70 percent full at {full} of {since_full} looks, of {looks} in all"
         );
         let seconds = begun.elapsed().as_secs_f64();
@@ -201,6 +265,13 @@ fn two_cpus_lose_nothing_in_a_mix_of_16_threads_in_nearly_full_maps() {
 #[test]
 fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
     Stress::new(4, 32).run(operations() / 10, asked("VMKERN_STRESS_PAUSES", 60));
+}
+
+#[test]
+fn four_cpus_lose_nothing_while_the_host_takes_free_pages_and_gives_them_back() {
+    let seed = asked("VMKERN_STRESS_SEED", 1);
+    let pauses = asked("VMKERN_STRESS_SQUEEZES", 120);
+    Stress::new(4, 32).squeezed(seed).run(operations() / 10, pauses);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod against;
 mod bare;
 mod boot;
 mod kmem;
+mod pressure;
 mod ring;
 mod stats;
 
@@ -30,9 +31,10 @@ use thiserror::Error;
 pub use self::against::{AgainstBench, AgainstRow, LEAST_ROUNDS, Verdict};
 pub use self::boot::{BootBench, boot, boot_against};
 pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem, kmem_against};
+pub use self::pressure::{PressureBench, pressure};
 pub use self::ring::{RingBench, ScriptBench, ring, ring_against};
 pub use self::stats::{Interval, Summary};
-use crate::guest::{Guest, GuestBuilder, GuestError, LaunchError};
+use crate::guest::{Guest, GuestBuilder, GuestError, LaunchError, PressureError};
 use crate::inspect::InspectError;
 use crate::kernel::KernelImage;
 use crate::kvm::KvmError;
@@ -82,6 +84,9 @@ pub enum BenchError {
     /// A guest failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// A guest's memory cannot be taken.
+    #[error(transparent)]
+    Pressure(#[from] PressureError),
     /// A guest cannot be inspected.
     #[error(transparent)]
     Inspect(#[from] InspectError),

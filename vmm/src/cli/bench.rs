@@ -8,8 +8,8 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmkern::bench::{
-    self, AgainstBench, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench,
-    ScriptBench, Summary, Verdict,
+    self, AgainstBench, BenchError, BootBench, Interval, KmemBench, KmemSetup, PressureBench,
+    Progress, RingBench, ScriptBench, Summary, Verdict,
 };
 use vmkern::guest::{GuestError, KernelError, KernelImage, LaunchError};
 use vmkern::script::{Status, launch_status, values};
@@ -36,6 +36,11 @@ const KMEM: &str = "\
 Examples:
   vmkern bench kmem --vcpus 1,2 --rounds 3 --pairs 1000
   vmkern bench kmem --size 64K --set vm.pgcache_zone_max_pcpu=0 --rounds 3";
+
+const PRESSURE: &str = "\
+Examples:
+  vmkern bench pressure --rounds 3 --touched 64M
+  vmkern bench pressure --rounds 3 --touched 64M --json | jq .seize_over_punch.median";
 
 const RING: &str = "\
 Examples:
@@ -97,6 +102,19 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Taking memory of a guest from outside: touched, scattered, and never used.
+    #[command(after_help = PRESSURE)]
+    Pressure {
+        /// Rounds.
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Bytes that the guest touches and frees, 4M to 16G.
+        #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = touched)]
+        touched: u64,
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// A request over the control ring: many in flight, one at a time, and from a script.
     #[command(after_help = RING)]
     Ring {
@@ -148,6 +166,16 @@ fn pair_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// An amount of memory that a guest can touch.
+fn touched(text: &str) -> Result<u64, String> {
+    let size = values::size(text)?;
+    if (4 << 20..=16 << 30).contains(&size) && size.is_multiple_of(4 << 20) {
+        Ok(size)
+    } else {
+        Err("expected 4M to 16G, a multiple of 4M".to_owned())
+    }
+}
+
 fn measure(what: &What) -> anyhow::Result<Status> {
     // 1. Progress, on a terminal.
     let bar = bar();
@@ -178,6 +206,11 @@ fn measure(what: &What) -> anyhow::Result<Status> {
             let result = bench::kmem(&setup, &mut watch)?;
             bar.finish_and_clear();
             show(json.then_some(&result), || kmem_text(&result));
+        }
+        What::Pressure { rounds, touched, json } => {
+            let result = bench::pressure(rounds.into(), touched, &mut watch)?;
+            bar.finish_and_clear();
+            show(json.then_some(&result), || pressure_text(&result));
         }
         What::Ring { rounds, requests, ref against, json } => {
             let requests = usize::try_from(requests).context("the number of requests")?;
@@ -278,6 +311,26 @@ fn ring_text(result: &RingBench) -> String {
     let ScriptBench { operations, seconds } = result.script;
     let _ = writeln!(text, "{:<44}{seconds:>10.2} s", format!("script of {operations} operations"));
     text
+}
+
+fn pressure_text(result: &PressureBench) -> String {
+    let mut text =
+        format!("{} rounds, {} MiB touched and freed\n", result.rounds, result.touched >> 20);
+    row(&mut text, "seize, until the memory is back", "us", result.seize_us);
+    row(&mut text, "punch the same ranges in bulk", "us", result.punch_us);
+    ratio(&mut text, "  seize / punch", result.seize_over_punch);
+    row(&mut text, "  pages back, of those taken", "%", result.back_percent);
+    row(&mut text, "never used: seize 2 MiB of 32 GiB", "us", result.unused_2m_us);
+    row(&mut text, "never used: seize all of 32 GiB", "us", result.unused_all_us);
+    ratio(&mut text, "  all / 2 MiB", result.unused_all_over_2m);
+    row(&mut text, "scattered 2 MiB: record a block", "ns", result.scattered_block_ns);
+    row(&mut text, "scattered 2 MiB: give a block back", "ns", result.return_block_ns);
+    text
+}
+
+/// A ratio with the interval in which it lies in 99 of 100 repetitions.
+fn ratio(text: &mut String, what: &str, Interval { low, median, high }: Interval) {
+    let _ = writeln!(text, "{what:<44}{median:>10.3}    [{low:.3} .. {high:.3}], 99 %");
 }
 
 fn kmem_text(result: &KmemBench) -> String {

@@ -114,7 +114,7 @@ pub const RESULTS: [(&str, &str); 6] = [
 ];
 
 /// The names that expressions know without a `$`.
-pub const NAMES: [(&str, &str); 13] = [
+pub const NAMES: [(&str, &str); 14] = [
     ("`v_page_count`", "pages under management"),
     ("`v_free_count`", "pages that could be allocated"),
     ("`v_wire_count`", "wired pages"),
@@ -130,6 +130,7 @@ pub const NAMES: [(&str, &str); 13] = [
         "invocations of vm_lowmem, `on_lowmem` statements that failed when it fired (the \
          kernel's log says which), kernel threads",
     ),
+    ("`seized_pages`", "pages that the host has [seized](seize.md)"),
     (
         "`ticks` `hz` `ncpu`",
         "clock ticks since boot (ticks of the clock, whether or not the kernel had something to \

@@ -399,7 +399,7 @@ fn write_dump(
         while at < run.stored_end {
             let pages = run.stored_end.since(at) / PAGE_SIZE;
             let len = usize::try_from(pages).map_or(CHUNK, |pages| pages.min(CHUNK)) * PAGE;
-            source.read(at, &mut buffer[..len]).map_err(not_ram)?;
+            read_held(source, at, &mut buffer[..len]).map_err(not_ram)?;
             let mut rest = &buffer[..len];
             // 3. Pages of zeros become holes of the file.
             while !rest.is_empty() {
@@ -418,6 +418,20 @@ fn write_dump(
     }
     // 4. The file ends with its last page, stored or not.
     out.skip_to(plan.file_len)
+}
+
+/// Copies whole pages out, from `at` on. What the source does not hold is zero, and is not touched:
+/// the host would have to find memory for it.
+fn read_held(source: &dyn Source, mut at: GuestPhys, pages: &mut [u8]) -> Result<(), NotRam> {
+    for page in pages.chunks_mut(size_of::<PageWords>()) {
+        if source.holds(at) {
+            source.read(at, page)?;
+        } else {
+            page.fill(0);
+        }
+        at = at.add(page.len() as u64);
+    }
+    Ok(())
 }
 
 fn blank(page: &[u8]) -> bool {

@@ -8,6 +8,8 @@
 mod error;
 mod report;
 mod seize;
+#[cfg(test)]
+mod tests;
 
 pub use self::error::PressureError;
 pub use self::report::{Pages, PressureReport, PressureTarget, Refusal};

@@ -1,5 +1,6 @@
 //! Taking pages and giving them back.
 
+use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,21 @@ fn addresses(frames: &Frames) -> Range<GuestPhys> {
     GuestPhys::from_pfn(frames.start)..GuestPhys::from_pfn(frames.end)
 }
 
+/// What a seizure has recorded in the guest's structures.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// Pages asked for.
+    asked: u64,
+    /// Pages that were seized before.
+    before: u64,
+    /// Pages that are seized now.
+    held: u64,
+    /// The pages that were taken.
+    pub(crate) frames: Vec<Range<GuestPhys>>,
+    /// What ended it early.
+    damage: Option<Refused>,
+}
+
 impl Pressure<'_> {
     /// Takes free pages of the guest as `target` says, or all that are free if there are fewer: as
     /// allocations of class INTERRUPT on another CPU would, fresh memory first, then the largest
@@ -38,18 +54,9 @@ impl Pressure<'_> {
         }
         // 1. Record the pages in the guest's structures, while it stands still.
         let resident = self.ram().resident();
-        let mut frames = Vec::new();
-        let (asked, before, held, damage) = self.with_structures(|seize| {
-            let asked = match target {
-                PressureTarget::More(Pages(pages)) => pages,
-                PressureTarget::Leave(Pages(left)) => seize.free().saturating_sub(left),
-            };
-            let before = seize.seized()?;
-            let taken = seize.take(asked, |piece| frames.push(addresses(&piece)));
-            Ok((asked, before, seize.seized()?, taken.err()))
-        })?;
+        let Record { asked, before, held, frames, damage } = self.record(target)?;
         // 2. Give the memory behind them back to the host. The guest goes on meanwhile.
-        let discarded = self.ram().discard(&frames);
+        let discarded = self.discard(&frames);
         let taken = held - before;
         let refused = match (discarded, damage) {
             (Err(error), _) => {
@@ -68,6 +75,26 @@ impl Pressure<'_> {
             back: Pages(back / PAGE_SIZE),
             refused,
         })
+    }
+
+    /// Records pages as seized, as `target` says. They are not discarded yet.
+    pub(crate) fn record(&mut self, target: PressureTarget) -> Result<Record, PressureError> {
+        let mut frames = Vec::new();
+        let (asked, before, held, damage) = self.with_structures(|seize| {
+            let asked = match target {
+                PressureTarget::More(Pages(pages)) => pages,
+                PressureTarget::Leave(Pages(left)) => seize.free().saturating_sub(left),
+            };
+            let before = seize.seized()?;
+            let taken = seize.take(asked, |piece| frames.push(addresses(&piece)));
+            Ok((asked, before, seize.seized()?, taken.err()))
+        })?;
+        Ok(Record { asked, before, held, frames, damage })
+    }
+
+    /// Gives the memory behind `frames`, which are recorded as seized, back to the host.
+    pub(crate) fn discard(&mut self, frames: &[Range<GuestPhys>]) -> io::Result<()> {
+        self.ram().discard(frames)
     }
 
     /// Gives `pages` seized pages back to the guest, or all if there are fewer. Threads that wait

@@ -12,7 +12,7 @@ use crate::script::target::{Reply, TargetError};
 pub(super) const SEIZE: Verb = Verb {
     name: "seize",
     params: &[Param::Amount],
-    does: "the host takes that much more of the guest's [free memory](pressure.md), or all free \
+    does: "the host takes that much more of the guest's [free memory](seize.md), or all free \
            pages but PAGES, without an instruction of the guest",
     result: "bytes that are seized now",
     gives: Gives::Number,
