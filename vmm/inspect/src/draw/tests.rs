@@ -174,7 +174,7 @@ fn pages_are_counted_and_shown_as_a_picture() {
     rows.push(format!("{}{}", "..".repeat(16), "=".repeat(32)));
     let report = PagesReport {
         ram_pages: 16_384,
-        segments: vec![SegmentReport { start: 512, end: 16_384, fresh: 2_384 }],
+        segments: vec![SegmentReport { start: 512, end: 16_384, fresh: 2_384, limit: 16_384 }],
         uses: counts.map(|(kind, pages)| UseCount { kind, pages }).to_vec(),
         queues: Queues { wired: 1_572, active: 0, inactive: 0 },
         free_lists: vec![FreeList {
