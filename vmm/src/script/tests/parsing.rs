@@ -130,13 +130,15 @@ fn an_error_names_line_and_column() {
             "let n = 3\nfail tsleep $n*return",
             2,
             13,
-            "bad programme for tsleep: expected an action, one of off, return, sleep, delay, panic, print",
+            "bad programme for tsleep: expected an action, one of off, return, sleep, delay, panic, \
+             print",
         ),
         (
             "fail tsleep 3 * return",
             1,
             14,
-            "bad programme for tsleep: expected a number below 2^64, and `%` or `*` after it if an action follows",
+            "bad programme for tsleep: expected a number below 2^64, and `%` or `*` after it if an \
+             action follows",
         ),
         ("t1: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
         ("t[1]: fail off", 1, 1, "the host does `fail`, not a thread of the guest"),
