@@ -23,7 +23,7 @@ const RESERVED: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
 
 /// Asks the memory system to resolve the fault of `frame`. `true` if the instruction can be
-/// repeated.
+/// repeated. The thread may sleep: [`forbidden`] says so.
 ///
 /// Of the accesses that a mapping forbids, only a write can be allowed by a fault: `vm_map_protect`
 /// leaves it to the first write to make a range writable again. The tables must then allow it: a
@@ -40,7 +40,7 @@ pub fn resolve(frame: &TrapFrame) -> bool {
         return false;
     }
     memory::vm().is_some_and(|vm| {
-        vm.trap_pfault(frame.cr2, fault_type).is_ok()
+        vm.trap_pfault_in_thread(frame.cr2, fault_type).is_ok()
             && (code & PROTECTION == 0 || vm.pmap_is_writable(frame.cr2))
     })
 }

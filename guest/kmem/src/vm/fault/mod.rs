@@ -101,19 +101,32 @@ enum Found {
 }
 
 impl<M: VmMachine> Vm<M> {
-    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access should be
-    /// retried. May not return: a fault inside a NOFAULT entry panics, and so does any fault where
-    /// the running thread may not sleep. The kernel reports the latter as the fatal trap that it is
-    /// before it gets here. Locks: none may be held.
+    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`), and panics where the running
+    /// thread may not sleep. Otherwise as [`trap_pfault_in_thread`](Self::trap_pfault_in_thread).
+    ///
+    /// # Errors
+    /// Those of that function.
+    pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
+        if let Some(why) = self.no_sleep(HeldLocks::empty()) {
+            self.panic(format_args!("page fault at {va:#x} {why}"));
+        }
+        self.trap_pfault_in_thread(va, fault_type)
+    }
+
+    /// Resolves a kernel-mode page fault at `va`, for a caller that has asked
+    /// [`Kern::no_sleep`](crate::kern::Kern::no_sleep) itself, as a trap handler must: it reports
+    /// such a fault as the fatal trap that it is. On `Ok` the access should be retried. May not
+    /// return: a fault inside a NOFAULT entry panics. May sleep. Locks: none may be held.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
     /// map, [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden
     /// accesses: a fatal trap.
-    pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
-        if let Some(why) = self.no_sleep(HeldLocks::empty()) {
-            self.panic(format_args!("page fault at {va:#x} {why}"));
-        }
+    pub fn trap_pfault_in_thread(
+        &self,
+        va: GuestVirt,
+        fault_type: FaultType,
+    ) -> Result<(), KernReturn> {
         let map = self.kernel_map();
         if va < VM_MIN_KERNEL_ADDRESS || map.is_null() {
             return Err(KernReturn::InvalidAddress);
