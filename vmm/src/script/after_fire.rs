@@ -13,6 +13,7 @@ use super::ast::{Do, Expect, Expected, Stmt, StmtKind};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
+use super::judge::is_of_kind;
 use super::lexer::Radix;
 use super::outcome::Ending;
 use super::perform::Called;
@@ -86,7 +87,8 @@ impl Run<'_> {
     ) -> Result<(), Over> {
         match self.target.swept() {
             Some(swept) if swept.has_fired() => {
-                swept.settled(what.span.line, wanted(expect, outcome));
+                let is_wanted = is_of_kind(expect, outcome);
+                swept.settled(what.span.line, if is_wanted { Wanted::Yes } else { Wanted::No });
                 Ok(())
             }
             _ => self.judge(what, expect, outcome, called),
@@ -96,18 +98,4 @@ impl Run<'_> {
 
 fn missing() -> Bound {
     Bound::Other(Box::new(Outcome::Null))
-}
-
-/// Whether `outcome` is of the kind that `expect` asks for. Numbers are not compared.
-fn wanted(expect: Option<&Expect>, outcome: Outcome) -> Wanted {
-    let is_value = matches!(outcome, Outcome::Ok | Outcome::Value(_));
-    let holds = match expect.map(|expect| &expect.what) {
-        None | Some(Expected::Ok) => is_value,
-        Some(Expected::Number(_)) => is_value || outcome == Outcome::Null,
-        Some(Expected::Null) => outcome == Outcome::Null,
-        Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
-        Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
-        Some(Expected::Panic(_)) => false,
-    };
-    if holds { Wanted::Yes } else { Wanted::No }
 }

@@ -46,6 +46,19 @@ pub(super) enum Given {
     Started(ThreadId),
 }
 
+/// Whether `outcome` is of the kind that `expect` asks for, or ok. Numbers are not compared.
+pub(super) fn is_of_kind(expect: Option<&Expect>, outcome: Outcome) -> bool {
+    let is_value = matches!(outcome, Outcome::Ok | Outcome::Value(_));
+    match expect.map(|expect| &expect.what) {
+        None | Some(Expected::Ok) => is_value,
+        Some(Expected::Number(_)) => is_value || outcome == Outcome::Null,
+        Some(Expected::Null) => outcome == Outcome::Null,
+        Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
+        Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
+        Some(Expected::Panic(_)) => false,
+    }
+}
+
 impl Run<'_> {
     /// Judges the last statement, by the `expect` below it if there is one.
     pub(super) fn settle(&mut self, expect: Option<&Arc<Expect>>) -> Result<(), Over> {
@@ -155,13 +168,7 @@ impl Run<'_> {
             _ => None,
         };
         let held = match expect.map(|expect| &expect.what) {
-            None | Some(Expected::Ok) => {
-                miss.is_none() && matches!(outcome, Outcome::Ok | Outcome::Value(_))
-            }
-            Some(Expected::Null) => outcome == Outcome::Null,
-            Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
-            Some(Expected::Panic(_)) => false,
-            Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
+            None | Some(Expected::Ok) if miss.is_some() => false,
             Some(Expected::Number(expr)) => {
                 let wanted = self.eval(what.span, expr)?;
                 if let Bound::Number(value, _) = Bound::new(outcome, Gives::Number)
@@ -178,6 +185,7 @@ impl Run<'_> {
                 let missed = Missed::call(what, expect, called);
                 return Err(self.failed(missed, shown(wanted, radix), got));
             }
+            _ => is_of_kind(expect, outcome),
         };
         if held {
             return Ok(());
