@@ -94,15 +94,6 @@ pub struct SiteReport {
     pub unexpected: Vec<Unexpected>,
 }
 
-/// The programme that fails hit `hit` and no other.
-#[must_use]
-pub fn programme(hit: u64) -> String {
-    match hit.saturating_sub(1) {
-        0 => "1*return".to_owned(),
-        before => format!("{before}*off->1*return"),
-    }
-}
-
 /// The sites that a sweep of `all` visits: those that can fail.
 #[must_use]
 pub fn all_sites() -> Vec<FailSite> {

@@ -10,7 +10,7 @@ use super::campaign::Item;
 use super::ledger::Ledger;
 use super::rows::{self, BOOT_PANICS, Ended};
 use super::watched::{Unwound, Watched};
-use super::{Checking, Unexpected, programme};
+use super::{Checking, Unexpected};
 use crate::guest::LastFire;
 use crate::inspect::What;
 use crate::inspect::draw::draw;
@@ -190,9 +190,12 @@ impl Shot<'_> {
         let failed_at = guest.last_fire().map_or_else(Vec::new, |fire| named(guest, &fire));
         let hit = self.ran.hit;
         let Item { file, flags, .. } = self.range.item;
-        let armed = self.armed.site().map_or_else(String::new, |site| {
-            format!(" --fail {}='{}'", site.name(), programme(hit))
-        });
+        // A run in which nothing has fired is repeated with the first hit.
+        let again = |site| Some((site, FailSpec::nth(site, hit.max(1))?));
+        let armed =
+            self.armed.site().and_then(again).map_or_else(String::new, |(site, spec)| {
+                format!(" --fail {}='{spec}'", site.name())
+            });
         let repeat = format!("vmkern run {file}{flags}{armed} --check");
         let found = Unexpected { hit, kind, line, what, failed_at, showed_at, repeat };
         self.ran.unexpected.push(found);
