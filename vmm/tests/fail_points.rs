@@ -77,11 +77,17 @@ fn a_boot_in_which_a_site_always_fails_ends_with_a_panic_or_goes_well() {
 fn a_bad_fail_option_is_status_2_with_the_rule_and_the_place() {
     for (option, parts) in [
         ("vm_page_aloc=return", &["unknown fail site `vm_page_aloc`", "`vm_page_alloc`"] as &[_]),
-        ("vm_page_alloc=retrun", &["at byte 0: expected an action", "off, return, sleep"]),
-        ("vm_page_alloc=1*off->sleep(1)", &["at byte 7", "does not take `sleep`"]),
-        ("intr_window=return", &["at byte 0", "does not take `return`: it cannot fail"]),
-        ("tsleep=101%return", &["at byte 0", "a probability must be above 0 and at most 100"]),
-        ("tsleep", &["expected SITE=SPEC"]),
+        ("vm_page_alloc=retrun", &["expected an action", "off, return, sleep"]),
+        (
+            "vm_page_alloc=1*off->sleep(1)",
+            &["off->sleep(1)\n  |                      ^^^^^^^^ ", "does not take `sleep`"],
+        ),
+        ("intr_window=return", &["does not take `return`: it cannot fail"]),
+        (
+            "tsleep=101%return",
+            &["  |        ^^^^^^^^^^ ", "a probability must be above 0 and at most 100"],
+        ),
+        ("tsleep", &["  |       ^ expected `=` and a programme"]),
     ] {
         for command in ["run", "test", "shell"] {
             let (status, out, err) = ended(&[command, "--fail", option], "");

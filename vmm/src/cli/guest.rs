@@ -1,12 +1,38 @@
 //! Options that describe a guest.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Command};
 use vmkern::guest::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, FailSite, FailSpec, KernelImage};
 use vmkern::script::{EnvironmentReport, GuestOptions, values};
 use vmkern::{GuestBuilder, LaunchError, Privilege, TimeMode};
+
+/// Parses `SITE=SPEC`. Values of other options are short, and the parser of the command line quotes
+/// them as a whole; here the error shows the place, as for a script.
+#[derive(Clone)]
+struct FailPoint;
+
+impl TypedValueParser for FailPoint {
+    type Value = (FailSite, FailSpec);
+
+    fn parse_ref(
+        &self,
+        _: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        values::fail_point(&value.to_string_lossy()).map_err(|wrong| {
+            let option = arg.map_or_else(String::new, |arg| format!(" for '{arg}'"));
+            let text =
+                format!("invalid value{option}: {wrong}\n\nFor more information, try '--help'.\n");
+            clap::Error::raw(ErrorKind::ValueValidation, text)
+        })
+    }
+}
 
 /// The guest to boot.
 #[derive(Clone, Debug, Default, Args)]
@@ -40,7 +66,7 @@ pub struct GuestArgs {
     settings: Vec<(String, u64)>,
     /// Arms a fail point before the kernel's first instruction: `[N%][M*]action[(argument)][->...]`
     /// at a site of the list below; can be given several times.
-    #[arg(long = "fail", value_name = "SITE=SPEC", value_parser = values::fail_point)]
+    #[arg(long = "fail", value_name = "SITE=SPEC", value_parser = FailPoint)]
     fails: Vec<(FailSite, FailSpec)>,
     /// Boots this kernel image, an ELF file with a PVH entry note or vmkern's own beside it, in
     /// place of the built-in one.

@@ -3,6 +3,7 @@
 //! The host writes programmes straight into the control region ([`vmkern_abi::fail`]): the guest is
 //! not asked, and need not answer.
 
+use std::borrow::Cow;
 use std::sync::PoisonError;
 
 use thiserror::Error;
@@ -21,7 +22,7 @@ pub enum FailError {
     #[error("unknown fail site `{0}`{near}; known: {list}", near = meant(.0), list = names())]
     Site(String),
     /// The programme is not one for the site.
-    #[error("`{spec}` at byte {}: {error}", .error.at)]
+    #[error("`{}` at byte {}: {error}", shown(.spec, .error.at), .error.at)]
     Spec {
         /// The site.
         site: FailSite,
@@ -36,6 +37,18 @@ pub enum FailError {
 fn meant(name: &str) -> String {
     let near = spelling::closest(name, FailSite::ALL.iter().map(|site| site.name()));
     near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
+}
+
+/// What an error quotes of a programme with a mistake at byte `at`: all of it, or what stands there.
+fn shown(spec: &str, at: usize) -> Cow<'_, str> {
+    const MOST: usize = 80;
+    if spec.len() <= MOST {
+        return Cow::Borrowed(spec);
+    }
+    let before = if at == 0 { "" } else { "..." };
+    let there: String = spec.get(at..).unwrap_or_default().chars().take(MOST).collect();
+    let after = if at + there.len() < spec.len() { "..." } else { "" };
+    Cow::Owned(format!("{before}{there}{after}"))
 }
 
 /// The names of all sites.
@@ -246,6 +259,10 @@ mod tests {
         assert!(error.contains("did you mean `vm_page_alloc`?"), "{error}");
         let error = guest.fail("vm_page_alloc", "sleep(1)").expect_err("refused").to_string();
         assert!(error.contains("at byte 0") && error.contains("delay"), "{error}");
+        let long = "1*off->".repeat(9_999);
+        let error = guest.fail("tsleep", &long).expect_err("it is too long").to_string();
+        assert!(error.starts_with("`...1*off->") && error.len() < 200, "{error}");
+        assert!(error.ends_with("->...` at byte 56: there are more than 8 terms"), "{error}");
         let nowait = Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT };
         assert!(matches!(outcome(&mut guest, nowait), Outcome::Value(_)));
         let config = Guest::builder().fail("tsleep", "101%return").validate();

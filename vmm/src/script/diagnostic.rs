@@ -61,14 +61,25 @@ impl Diagnostic {
     /// The message with the source line and a caret under the place, without a final newline.
     #[must_use]
     pub fn render(&self, source: &Source) -> String {
-        let Span { line, start, end } = self.span;
-        let text = source.line(line);
-        let number = line.to_string();
+        let line = self.span.line;
+        let (name, column) = (source.name(), source.column(self.span));
+        let marked = self.marked(&line.to_string(), source.line(line));
+        format!("{name}:{line}:{column}: {}\n{marked}", self.message)
+    }
+
+    /// The message with `text`, the value of an option, and a caret under the place, without a
+    /// final newline.
+    #[must_use]
+    pub(super) fn render_option(&self, text: &str) -> String {
+        format!("{}\n{}", self.message, self.marked(" ", text))
+    }
+
+    /// `text`, which is the line called `number`, with a caret under the place.
+    fn marked(&self, number: &str, text: &str) -> String {
+        let Span { start, end, .. } = self.span;
         let gutter = " ".repeat(number.len());
-        let column = source.column(self.span);
         let Excerpt { text: shown, before, marked } = excerpt(text, start, end);
         let mut out = String::new();
-        let _ = writeln!(out, "{}:{line}:{column}: {}", source.name(), self.message);
         let _ = writeln!(out, "{gutter} |");
         let _ = writeln!(out, "{number} | {shown}");
         let pad = " ".repeat(before);

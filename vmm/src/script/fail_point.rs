@@ -1,4 +1,5 @@
-//! `fail SITE SPEC`: a fail point and its programme, taken from the rest of the line as it is.
+//! `fail SITE SPEC`: a fail point and its programme, taken from the rest of the line as it is; and
+//! `SITE=SPEC` of `--fail`.
 
 use std::fmt;
 
@@ -75,38 +76,68 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<FailRequest, Diagnostic> {
     }
     // 2. A site, and a programme that it takes.
     let span = Span { end: whole.start + name.len(), ..whole };
-    let site = FailSite::from_name(name).ok_or_else(|| unknown(span, name))?;
+    let site = FailSite::from_name(name).ok_or_else(|| unknown(span, name, &WORDS))?;
     if spec.is_empty() {
         let message = format!("`fail {name}` lacks its programme");
         return Err(Diagnostic::new(behind, message, GRAMMAR, "the end of the line"));
     }
-    FailSpec::parse(site, spec).map(|spec| FailRequest::Arm(site, Box::new(spec))).map_err(
-        |error| {
-            let place = Span { start: at + error.at, ..whole };
-            let found = format!("`{}`", spec.get(error.at..).unwrap_or_default());
-            let message = match error.rule {
-                SpecRule::Refused(..) | SpecRule::Value(_) => error.to_string(),
-                _ => format!("bad programme for {name}: {error}"),
-            };
-            let wrong = Diagnostic::new(place, message, GRAMMAR, found);
-            match error.rule {
-                SpecRule::Action => {
-                    let word = spec.get(error.at..).unwrap_or_default();
-                    let end = word.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(word.len());
-                    wrong.suggest(closest(&word[..end], actions(site)))
-                }
-                SpecRule::Refused(..) => {
-                    let takes: Vec<_> = actions(site).collect();
-                    wrong.help(format!("{name} takes {}", takes.join(" ")))
-                }
-                _ => wrong,
-            }
-        },
-    )
+    let programme = programme(site, spec, behind)?;
+    Ok(FailRequest::Arm(site, Box::new(programme)))
 }
 
-/// The error for a site that does not exist.
-fn unknown(span: Span, name: &str) -> Diagnostic {
+/// Parses `SITE=SPEC`, the value of an option.
+///
+/// # Errors
+/// The rule that it breaks, and the place, with a caret under it.
+pub(super) fn option(text: &str) -> Result<(FailSite, FailSpec), String> {
+    let span = |start, end| Span { line: 1, start, end };
+    let parsed = match text.split_once('=') {
+        None => {
+            let message = format!("`{text}` lacks its programme");
+            let end = span(text.len(), text.len());
+            Err(Diagnostic::new(end, message, "`=` and a programme", "the end"))
+        }
+        Some((name, spec)) => {
+            let behind = name.len() + 1;
+            match FailSite::from_name(name) {
+                None => Err(unknown(span(0, name.len()), name, &[]).expecting("a site")),
+                Some(site) => programme(site, spec, span(behind, text.len()))
+                    .map(|programme| (site, programme)),
+            }
+        }
+    };
+    parsed.map_err(|error| error.render_option(text))
+}
+
+/// Parses `spec`, which stands at `whole`.
+fn programme(site: FailSite, spec: &str, whole: Span) -> Result<FailSpec, Diagnostic> {
+    let error = match FailSpec::parse(site, spec) {
+        Ok(programme) => return Ok(programme),
+        Err(error) => error,
+    };
+    let name = site.name();
+    let place = Span { start: whole.start + error.at, ..whole };
+    let rest = spec.get(error.at..).unwrap_or_default();
+    let message = match error.rule {
+        SpecRule::Refused(..) | SpecRule::Value(_) => error.to_string(),
+        _ => format!("bad programme for {name}: {error}"),
+    };
+    let wrong = Diagnostic::new(place, message, GRAMMAR, format!("`{rest}`"));
+    Err(match error.rule {
+        SpecRule::Action => {
+            let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+            wrong.suggest(closest(&rest[..end], actions(site)))
+        }
+        SpecRule::Refused(..) => {
+            let takes: Vec<_> = actions(site).collect();
+            wrong.help(format!("{name} takes {}", takes.join(" ")))
+        }
+        _ => wrong,
+    })
+}
+
+/// The error for a site that does not exist, where one of `words` can stand, too.
+fn unknown(span: Span, name: &str, words: &[&'static str]) -> Diagnostic {
     let names = FailSite::ALL.map(FailSite::name);
     let error = Diagnostic::new(
         span,
@@ -114,7 +145,7 @@ fn unknown(span: Span, name: &str) -> Diagnostic {
         "a site, `off` or `list`",
         format!("`{name}`"),
     );
-    let meant = closest(name, names.into_iter().chain(WORDS));
+    let meant = closest(name, names.into_iter().chain(words.iter().copied()));
     let meant = meant.map_or(String::new(), |near| format!("did you mean `{near}`? "));
     error.help(format!("{meant}the sites are {}", names.join(" ")))
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::lexer;
+use super::{fail_point, lexer};
 use crate::Guest;
-use crate::guest::{FailSite, FailSpec, fail};
+use crate::guest::{FailSite, FailSpec};
 
 /// A size as scripts write it, or with the suffix `T`.
 ///
@@ -81,10 +81,10 @@ pub fn setting(text: &str) -> Result<(String, u64), String> {
 /// `SITE=SPEC` of a fail point, and its programme in the grammar of `fail(9)`.
 ///
 /// # Errors
-/// What was expected, or the rule that the programme breaks, and where.
+/// The rule that it breaks, and the place, with a caret under it. Of a long text only what stands
+/// around the place.
 pub fn fail_point(text: &str) -> Result<(FailSite, FailSpec), String> {
-    let (site, spec) = text.split_once('=').ok_or_else(|| "expected SITE=SPEC".to_owned())?;
-    fail::parse(site, spec).map_err(|error| error.to_string())
+    fail_point::option(text)
 }
 
 #[cfg(test)]
@@ -123,16 +123,37 @@ mod tests {
         let (site, spec) = fail_point("tsleep=2*off->1%return").expect("it is one");
         assert_eq!((site, spec.to_string()), (FailSite::Tsleep, "2*off->1%return".to_owned()));
         for (text, part) in [
-            ("tsleep", "expected SITE=SPEC"),
-            ("tslep=return", "unknown fail site `tslep` (did you mean `tsleep`?); known: vm_page"),
-            ("tsleep=", "`` at byte 0: expected an action, one of off, return, sleep, delay"),
-            ("tsleep=1*off->101%return", "at byte 7: a probability must be above 0 and at most"),
-            ("tsleep=sleep(1)", "at byte 0: tsleep does not take `sleep`"),
-            ("tsleep=return(3)", "at byte 7: tsleep can only return 0"),
+            ("tsleep", "  | tsleep\n  |       ^ expected `=` and a programme"),
+            (
+                "tslep=return",
+                "unknown fail site `tslep`\n  |\n  | tslep=return\n  | ^^^^^ expected a",
+            ),
+            ("tslep=return", "\n  = did you mean `tsleep`? the sites are vm_page"),
+            ("=return", "unknown fail site ``\n"),
+            ("tsleep=", "expected an action, one of off, return, sleep, delay"),
+            ("tsleep=", "  | tsleep=\n  |        ^ expected [N%][M*]action"),
+            ("tsleep=1*off->101%return", "a probability must be above 0 and at most"),
+            ("tsleep=1*off->101%return", "off->101%return\n  |               ^^^^^^^^^^ expected"),
+            ("tsleep=retrun", "\n  = did you mean `return`?"),
+            ("tsleep=sleep(1)", "tsleep does not take `sleep`"),
+            ("tsleep=sleep(1)", "\n  = tsleep takes off return delay panic print"),
+            ("tsleep=return(3)", "tsleep can only return 0\n"),
         ] {
             let message = fail_point(text).expect_err("it is not one");
             assert!(message.contains(part), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn of_a_long_programme_only_what_stands_around_the_mistake_is_shown() {
+        let text = format!("tsleep={}retrun->{}off", "1*off->".repeat(4), "1*off->".repeat(9_999));
+        let message = fail_point(&text).expect_err("it is not one");
+        assert!(message.len() < 1_000, "{} bytes", message.len());
+        let [_, _, shown, marks, _] = message.lines().collect::<Vec<_>>()[..] else {
+            panic!("{message}")
+        };
+        let place = marks.find('^').expect("a caret");
+        assert!(shown[place..].starts_with("retrun->1*off"), "{message}");
     }
 
     #[test]
