@@ -12,7 +12,7 @@ const PAIR: &str = "a = kmem_malloc kmem_map 8K NOWAIT\nfill $a 8K 3\nverify $a 
                     kmem_free kmem_map $a 8K\nassert kmem_map.size == 0\n";
 
 /// Runs `vmkern test ARGS` in a directory with `scripts`.
-fn vmkern(scripts: &[(&str, &str)], args: &[&str]) -> Output {
+fn vmkern(scripts: &[(&str, impl AsRef<[u8]>)], args: &[&str]) -> Output {
     let scratch = Scratch::new();
     for (name, text) in scripts {
         scratch.file(name, text);
@@ -94,7 +94,6 @@ fn what_cannot_be_swept_is_left_out_with_the_reason() {
         ("cpus.kmem", "guest vcpus=2\nsettle\n"),
         ("fails.kmem", "settle\nexpect null\n"),
         ("time.kmem", "guest time=real\nsettle\n"),
-        ("wrong.kmem", "sttle\n"),
     ];
     let object = object(&scripts, &["--fail-every", "vm_map_findspace"], 0);
     let left: Vec<(&str, &str)> = object["left_out"]
@@ -113,7 +112,27 @@ fn what_cannot_be_swept_is_left_out_with_the_reason() {
         }),
         "{left:#?}"
     );
-    assert!(left.iter().any(|(script, _)| *script == "wrong.kmem"), "{left:#?}");
+}
+
+#[test]
+fn a_script_that_cannot_run_ends_a_sweep_with_status_2_before_anything_boots() {
+    for (name, script, why) in [
+        ("wrong.kmem", b"sttle\n".as_slice(), "wrong.kmem:1:1: unknown verb `sttle`"),
+        ("binary.kmem", b"\xff", "binary.kmem:1:1: byte 0xff is not UTF-8"),
+        ("small.kmem", b"guest memory=4K\nsettle\n", "small.kmem"),
+    ] {
+        let scripts = [("a-pair.kmem", PAIR.as_bytes()), (name, script)];
+        let output = vmkern(&scripts, &["--fail-stacks", "--json"]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("error: ") && text.contains(why), "{text}");
+        let object: Value = serde_json::from_slice(&output.stdout).expect("an object");
+        assert_eq!((&object["ok"], &object["status"]), (&false.into(), &2.into()), "{object:#}");
+        assert_eq!(object["points"], 0, "{object:#}");
+        assert_eq!(output.status.code(), Some(2));
+        let left = &object["left_out"][0];
+        assert_eq!(left["script"], name);
+        assert!(left["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{left}");
+    }
 }
 
 #[test]

@@ -138,14 +138,7 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
 
 /// Reports a script that cannot run, and returns the exit status.
 fn refuse_script(args: &RunArgs, name: &str, unusable: &Unusable) -> Status {
-    let failures = match unusable {
-        Unusable::Unread(_) => {
-            let (expected, got) = ("a script".to_owned(), unusable.why(name));
-            vec![FailureReport { line: 0, expected, got }]
-        }
-        Unusable::NotUtf8(error) => vec![(*error).into()],
-        Unusable::Wrong(_, errors) => errors.iter().map(FailureReport::from).collect(),
-    };
+    let failures = unusable.failures(name);
     refuse(args, unusable.status(), &unusable.text(name), failures)
 }
 

@@ -1,12 +1,13 @@
-//! The script that a command line names: read and parsed.
+//! The script that a command line names, or that is one of a suite: read and parsed.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::time::Duration;
 
-use vmkern::input::InputError;
+use vmkern::input::{InputError, SCRIPT_MAX, read_regular};
 use vmkern::script::{
-    BAD, Diagnostic, NotUtf8, Script, Source, Status, explain_errors, parse_with, read_script,
+    BAD, Diagnostic, FailureReport, NotUtf8, Script, Source, Status, explain_errors, parse_with,
+    read_script,
 };
 
 use super::guest::GuestArgs;
@@ -40,6 +41,18 @@ impl Unusable {
         }
     }
 
+    /// The failures of a report.
+    pub fn failures(&self, name: &str) -> Vec<FailureReport> {
+        match self {
+            Self::Unread(_) => {
+                let (expected, got) = ("a script".to_owned(), self.why(name));
+                vec![FailureReport { line: 0, expected, got }]
+            }
+            Self::NotUtf8(error) => vec![(*error).into()],
+            Self::Wrong(_, errors) => errors.iter().map(FailureReport::from).collect(),
+        }
+    }
+
     /// What people read on standard error.
     pub fn text(&self, name: &str) -> String {
         match self {
@@ -66,7 +79,25 @@ pub fn parsed(
 ) -> Result<(Source, Script), Unusable> {
     let is_typed = file == Path::new("-") && io::stdin().is_terminal();
     let limit = if is_typed { Duration::MAX } else { guest.timeout() };
-    let bytes = read_script(file, &signals.stop(limit)).map_err(Unusable::Unread)?;
+    script_of(read_script(file, &signals.stop(limit)), name, guest)
+}
+
+/// Reads and parses the script of a suite in `file`, a regular one.
+pub fn parsed_of_suite(
+    file: &Path,
+    name: &str,
+    guest: &GuestArgs,
+) -> Result<(Source, Script), Unusable> {
+    script_of(read_regular(file, SCRIPT_MAX), name, guest)
+}
+
+/// The script called `name` that was read, or not.
+fn script_of(
+    read: Result<Vec<u8>, InputError>,
+    name: &str,
+    guest: &GuestArgs,
+) -> Result<(Source, Script), Unusable> {
+    let bytes = read.map_err(Unusable::Unread)?;
     let source = Source::from_bytes(name, &bytes).map_err(Unusable::NotUtf8)?;
     match parse_with(&source, guest.lets()) {
         Ok(script) => Ok((source, script)),

@@ -1,24 +1,21 @@
 //! `vmkern test --fail-every` and `--fail-stacks`: every failure that a set of scripts can meet.
 
-use std::path::Path;
 use std::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vmkern::guest::FailSite;
-use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::output::reserve_stdout;
 use vmkern::script::sweep::{
     Campaign, Checking, Item, Left, Load, Mode, SiteReport, Unexpected, Watcher, all_sites, sweep,
 };
-use vmkern::script::{
-    BAD, FAINT, GOOD, SCHEMA, Script, Source, Status, closest, explain_errors, parse_with,
-};
-use vmkern::{TimeMode, text};
+use vmkern::script::{BAD, FAINT, GOOD, SCHEMA, Script, Source, Status, closest, parse_with};
+use vmkern::{GuestBuilder, TimeMode, text};
 
 use super::guest::{GuestArgs, Precedence};
 use super::plan::{Plan, Run, plan};
+use super::script::parsed_of_suite;
 use super::signals::Signals;
 use super::test::TestArgs;
 
@@ -122,7 +119,14 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
         let script = text::name(&path);
         show.left(Left::new(script, "it is not a regular file"));
     }
-    let items = items(args, &runs, &mut show);
+    let items = match items(args, &runs, &mut show) {
+        Ok(items) => items,
+        // Nothing has booted.
+        Err(status) => {
+            show.end(status);
+            return status;
+        }
+    };
     // 2. The sweep.
     let stop = |limit| signals.stop(limit);
     let go_on = || !signals.fired();
@@ -144,19 +148,28 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
 }
 
 /// The items of a sweep: the scripts, and before the first one with a new guest, its boot.
-fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Vec<Item> {
+///
+/// # Errors
+/// The status of the first script that cannot run at all; all of them are shown.
+fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Result<Vec<Item>, Status> {
     let mut items: Vec<Item> = Vec::new();
     let mut boots: Vec<String> = Vec::new();
+    let mut worst = None;
     for run in runs {
         // 1. The script, if it can be swept.
-        let (script, guest) = match usable(args, run) {
+        let (script, guest, builder) = match usable(args, run) {
             Ok(usable) => usable,
             Err(reason) => {
-                show.left(Left::new(run.name.clone(), reason));
+                match &reason {
+                    Unswept::Reason(reason) => show.left(Left::new(run.name.clone(), *reason)),
+                    Unswept::Wrong { status, text } => {
+                        worst = worst.or(Some(*status));
+                        show.wrong(run.name.clone(), text);
+                    }
+                }
                 continue;
             }
         };
-        let Ok(builder) = guest.builder() else { continue };
         // 2. The boot of its guest, if that is a new one.
         let flags = guest.machine();
         let item = |name: String, load, script| Item {
@@ -179,35 +192,37 @@ fn items(args: &TestArgs, runs: &[Run], show: &mut Show) -> Vec<Item> {
         // 3. The script itself.
         items.push(item(run.name.clone(), Load::Script, script));
     }
-    items
+    worst.map_or(Ok(items), Err)
 }
 
-/// The script of a run and its guest, or why it is left out.
-fn usable(args: &TestArgs, run: &Run) -> Result<(Script, GuestArgs), String> {
-    let script = parsed(args, &run.path)?;
+/// Why a script is not swept.
+enum Unswept {
+    /// It can run, but has no points.
+    Reason(&'static str),
+    /// It cannot run.
+    Wrong { status: Status, text: String },
+}
+
+/// The script of a run and its guest, or why it is not swept.
+fn usable(args: &TestArgs, run: &Run) -> Result<(Script, GuestArgs, GuestBuilder), Unswept> {
+    let name = text::name(&run.path);
+    let (_, script) = parsed_of_suite(&run.path, &name, &args.guest)
+        .map_err(|wrong| Unswept::Wrong { status: wrong.status(), text: wrong.text(&name) })?;
     let guest = args.guest.with(script.guest(), Precedence::Script).guest;
     if guest.vcpus() > 1 {
-        return Err("its guest has more than one CPU".to_owned());
+        return Err(Unswept::Reason("its guest has more than one CPU"));
     }
     if guest.time() == TimeMode::Real {
-        return Err("its guest runs in real time".to_owned());
+        return Err(Unswept::Reason("its guest runs in real time"));
     }
     if script.has("fail") {
-        return Err("it arms fail points itself".to_owned());
+        return Err(Unswept::Reason("it arms fail points itself"));
     }
-    match guest.builder() {
-        Ok(_) => Ok((script, guest)),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn parsed(args: &TestArgs, path: &Path) -> Result<Script, String> {
-    let name = text::name(path);
-    let bytes = read_regular(path, SCRIPT_MAX).map_err(|error| format!("cannot read: {error}"))?;
-    let source = Source::from_bytes(&name, &bytes).map_err(|error| error.at(&name))?;
-    parse_with(&source, args.guest.lets()).map_err(|errors| {
-        anstream::adapter::strip_str(&explain_errors(&errors, &source)).to_string()
-    })
+    let builder = guest.builder().map_err(|error| Unswept::Wrong {
+        status: Status::Usage,
+        text: format!("{BAD}error:{BAD:#} {name}: {error}\n"),
+    })?;
+    Ok((script, guest, builder))
 }
 
 /// Shows a sweep, and keeps its reports.
@@ -241,6 +256,13 @@ impl Show {
 
     fn is_clean(&self) -> bool {
         self.unexpected() == 0 && !self.sites.is_empty()
+    }
+
+    /// Says why `script` cannot run, and notes it as left out.
+    fn wrong(&mut self, script: String, text: &str) {
+        super::eprint(&format!("{}\n", text.trim_end()));
+        let reason = anstream::adapter::strip_str(text.trim_end()).to_string();
+        self.left_out.push(Left::new(script, reason));
     }
 
     /// The summary, or the object of `--json`.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
@@ -14,20 +14,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vmkern::Guest;
 use vmkern::check::Report;
-use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::inspect::InspectError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Script, Session, Setup,
-    Source, Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
-    run_script_then, suite,
+    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Session, Setup, Source,
+    Standstill, Status, Unlaunched, explain, launch_status, run_script_then, suite,
 };
 use vmkern::text;
 
 use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};
 use super::plan::{Plan, Run, plan};
+use super::script::parsed_of_suite;
 use super::signals::Signals;
 use super::steps::Keeper;
 use super::sweep::SweepArgs;
@@ -43,8 +42,8 @@ Examples:
   vmkern test tests/scripts --filter smallest --fail-stacks --json | jq .points
 
 Exit status: 0 all scripts held; 1 at least one did not, or a sweep found something; 2 the \
-command line is wrong; 4 this host cannot run guests; 7 output could not be written; 129, 130 \
-or 143 ended by SIGHUP, SIGINT or SIGTERM.";
+command line is wrong, or a script of a sweep; 4 this host cannot run guests; 7 output could \
+not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
 /// Runs scripts, and every *.kmem file below directories, several at once, each in a fresh guest.
 #[derive(Debug, Args)]
@@ -311,9 +310,12 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     let path = run.path.as_path();
     let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
     let shown = text::name(path);
-    let (source, script) = match parsed(args, &shown, path) {
+    let (source, script) = match parsed_of_suite(path, &shown, &args.guest) {
         Ok(parsed) => parsed,
-        Err(verdict) => return *verdict,
+        Err(unusable) => {
+            let (text, failures) = (unusable.text(&shown), unusable.failures(&shown));
+            return refused_for(args, unusable.status(), text, failures);
+        }
     };
     let console = args.console.as_ref().map(|dir| dir.join(format!("{}.log", run.file_name())));
     let asked_for = run.seed.map_or_else(|| args.guest.clone(), |seed| args.guest.seeded(seed));
@@ -337,33 +339,6 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         Ok((session, checked)) => ended(&session, checked.as_ref(), &source, keeper, overruled),
         Err(error) => unlaunched(&error, asked, keeper.text.text(), overruled),
     }
-}
-
-/// The script at `path`, which messages call `shown`; the verdict if it cannot be read or parsed.
-fn parsed(args: &TestArgs, shown: &str, path: &Path) -> Result<(Source, Script), Box<Verdict>> {
-    let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
-    let bytes = match read_regular(path, SCRIPT_MAX) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let got = format!("cannot read {shown}: {error}");
-            return Err(Box::new(refused(args, error.status(), "a script", got)));
-        }
-    };
-    let source = match Source::from_bytes(shown, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            return Err(Box::new(wrong("UTF-8 text", error.at(shown))));
-        }
-    };
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            let failures = errors.iter().map(FailureReport::from).collect();
-            let text = explain_errors(&errors, &source);
-            return Err(Box::new(refused_for(args, Status::Usage, text, failures)));
-        }
-    };
-    Ok((source, script))
 }
 
 /// The verdict on a script whose guest was not launched or did not become ready.
