@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the models of rings, doorbells, the log, locks, pages, sleep queues, idle CPUs and TLB
-# shootdowns: loom tries every order of events in them, with at most three preemptions (fewer where
+# Runs the models of rings, doorbells, the log, fail points, locks, pages, sleep queues, idle CPUs
+# and TLB shootdowns: loom tries every order of events, with at most three preemptions (fewer where
 # a model's module says so), and every value that weak memory allows a load to see. A model is a
 # test in a module `loom`, which runs the same code that host and kernel use, under `cfg(loom)`.
 #

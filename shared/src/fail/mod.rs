@@ -10,12 +10,15 @@
 //! programme while [`FailPoint::generation`] is odd. The kernel reads the generation before and
 //! after it has chosen a term, and executes nothing when the generation has changed or is odd.
 //! Counts of remaining executions are taken atomically, so a term with a count of 1 is executed by
-//! one CPU.
+//! one CPU. They stand beside a tag of their programme, so a CPU that is late takes nothing from
+//! the next programme.
 //!
 //! **Evaluation** is that of `fail(9)`: terms in order, probability before count, and the first
 //! term that executes ends the evaluation. Only a `print` with an argument other than 0 goes on to
-//! the next term.
+//! the next term, of the same programme.
 
+#[cfg(all(test, loom))]
+mod loom;
 mod site;
 mod spec;
 #[cfg(test)]
@@ -55,14 +58,23 @@ pub const TERMS_MAX: usize = 8;
 /// Parts of a probability: this many are 100 %.
 pub const CHANCE_MAX: u32 = 1_000_000;
 
-/// The count of a term without a limit.
-pub const UNLIMITED: u64 = u64::MAX;
+/// Bits of a count in [`FailTerm::left`].
+const COUNT_BITS: u32 = 48;
+
+/// The count of a term without a limit; a greater one is none, either.
+pub const UNLIMITED: u64 = (1 << COUNT_BITS) - 1;
+
+/// The tag of a programme of this generation, beside its counts. Tags repeat after 2^16 programmes,
+/// which no evaluation lasts for.
+const fn tag(generation: u32) -> u64 {
+    (generation as u64 >> 1) << COUNT_BITS
+}
 
 /// A term of a programme.
 #[derive(Debug, Default, FromBytes, KnownLayout)]
 #[repr(C)]
 pub struct FailTerm {
-    /// Executions that remain, or [`UNLIMITED`].
+    /// Executions that remain, or [`UNLIMITED`], in the low 48 bits; the programme's tag above.
     pub left: Field<u64>,
     /// The argument, as the action understands it.
     pub argument: Field<u64>,
@@ -140,6 +152,8 @@ pub struct FailPoints {
 /// What a site must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fire {
+    /// The generation of the programme.
+    generation: u32,
     /// The place of the term in its programme.
     pub term: usize,
     /// What it does.
@@ -166,7 +180,10 @@ impl FailPoints {
         fence(Ordering::SeqCst);
         // 2. The new programme.
         for (term, new) in point.terms.iter().zip(spec.terms()) {
-            term.left.set(new.count.unwrap_or(UNLIMITED));
+            let count = new.count.map_or(UNLIMITED, |count| count.min(UNLIMITED));
+            // It comes after what the kernel takes meanwhile, in any case. An exchange says so; that
+            // of a plain store and of the kernel's exchange, loom does not derive.
+            term.left.exchange(tag(generation.wrapping_add(2)) | count);
             term.argument.set(new.argument);
             term.chance.set(new.chance);
             term.action.put(new.action);
@@ -179,22 +196,39 @@ impl FailPoints {
         }
     }
 
-    /// The first term of the programme of `site`, from number `from` on, that executes now. The
-    /// kernel calls it when it comes to the site, and again after a `print` that goes on.
+    /// The first term of the programme of `site` that executes now. The kernel calls it when it
+    /// comes to the site.
     #[must_use]
-    pub fn next(&self, site: FailSite, from: usize) -> Option<Fire> {
+    pub fn first(&self, site: FailSite) -> Option<Fire> {
+        self.next(site, self.point(site).generation.get_acquire(), 0)
+    }
+
+    /// The term that executes after `fire`, a `print` that goes on; none if the programme is
+    /// another one by now.
+    #[must_use]
+    pub fn after(&self, site: FailSite, fire: Fire) -> Option<Fire> {
+        self.next(site, fire.generation, fire.term + 1)
+    }
+
+    /// The first term, from number `from` on, that executes now, if the programme is that of
+    /// `generation`, which was read before.
+    fn next(&self, site: FailSite, generation: u32, from: usize) -> Option<Fire> {
         let point = self.point(site);
-        let generation = point.generation.get_acquire();
+        if !generation.is_multiple_of(2) {
+            return None;
+        }
+        // 1. The term. It may be one of a programme that comes just now.
         let length = usize::try_from(point.length.get()).unwrap_or(0);
         let mut terms = point.terms.iter().enumerate().take(length).skip(from);
         let (number, term) = terms.find(|(_, term)| {
-            (term.chance.get() >= CHANCE_MAX || self.random() < term.chance.get()) && term.take()
+            (term.chance.get() >= CHANCE_MAX || self.random() < term.chance.get())
+                && term.take(generation)
         })?;
-        let fire =
-            Fire { term: number, action: term.action.known()?, argument: term.argument.get() };
+        let action = term.action.known()?;
+        let fire = Fire { generation, term: number, action, argument: term.argument.get() };
+        // 2. It counts if nothing has changed meanwhile.
         fence(Ordering::SeqCst);
-        let unchanged = generation.is_multiple_of(2) && point.generation.get() == generation;
-        unchanged.then_some(fire)
+        (point.generation.get() == generation).then_some(fire)
     }
 
     /// A number below [`CHANCE_MAX`] (Marsaglia's xorshift64*). CPUs that ask at the same time may
@@ -214,9 +248,17 @@ impl FailPoints {
 }
 
 impl FailTerm {
-    /// Takes one of the remaining executions; `false` if none remains.
-    fn take(&self) -> bool {
-        self.left.get() == UNLIMITED || self.left.take_above(0)
+    /// Executions that remain; `None` for no limit.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u64> {
+        Some(self.left.get() & UNLIMITED).filter(|&count| count != UNLIMITED)
+    }
+
+    /// Takes one of the executions that remain in the programme of `generation`; `false` if none
+    /// remains, or if a counted term is of another programme.
+    fn take(&self, generation: u32) -> bool {
+        let tag = tag(generation);
+        self.remaining().is_none() || self.left.take_within(tag, tag | (UNLIMITED - 1))
     }
 }
 

@@ -136,8 +136,7 @@ impl FailSpec {
             return None;
         }
         for (slot, term) in spec.terms.iter_mut().zip(&point.terms).take(length) {
-            let (left, chance) = (term.left.get(), term.chance.get());
-            let count = Some(left).filter(|&left| left != UNLIMITED);
+            let (count, chance) = (term.remaining(), term.chance.get());
             *slot =
                 Term { action: term.action.known()?, argument: term.argument.get(), chance, count };
         }
@@ -271,7 +270,7 @@ impl Reader<'_> {
         if whole == 0 {
             return Err(SpecError { at: start, rule: SpecRule::Count });
         }
-        term.count = Some(whole).filter(|&count| count != UNLIMITED);
+        term.count = Some(whole).filter(|&count| count < UNLIMITED);
         Ok(())
     }
 

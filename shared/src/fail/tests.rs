@@ -25,7 +25,7 @@ fn error(site: FailSite, text: &str) -> (usize, SpecRule) {
 
 /// The actions of the next `count` hits of `site`.
 fn run(points: &FailPoints, site: FailSite, count: usize) -> Vec<Option<FailAction>> {
-    (0..count).map(|_| points.next(site, 0).map(|fire| fire.action)).collect()
+    (0..count).map(|_| points.first(site).map(|fire| fire.action)).collect()
 }
 
 #[test]
@@ -97,10 +97,47 @@ fn the_evaluation_goes_on_after_the_term_that_the_caller_names() {
     let (points, armed) = (points(), Field::default());
     let site = FailSite::VmPageAlloc;
     points.arm(&armed, site, &spec(site, "print(1)->return"));
-    let first = points.next(site, 0).expect("it prints");
+    let first = points.first(site).expect("it prints");
     assert_eq!((first.term, first.action, first.argument), (0, FailAction::Print, 1));
-    assert_eq!(points.next(site, 1).map(|fire| fire.action), Some(FailAction::Return));
-    assert_eq!(points.next(site, 2), None);
+    let second = points.after(site, first).expect("it returns");
+    assert_eq!((second.term, second.action), (1, FailAction::Return));
+    assert_eq!(points.after(site, second), None);
+}
+
+#[test]
+fn a_print_does_not_go_on_in_another_programme() {
+    let (points, armed) = (points(), Field::default());
+    let site = FailSite::VmPageAlloc;
+    points.arm(&armed, site, &spec(site, "print(1)->return"));
+    let first = points.first(site).expect("it prints");
+    points.arm(&armed, site, &spec(site, "off->return"));
+    assert_eq!(points.after(site, first), None);
+}
+
+#[test]
+fn a_late_evaluation_takes_nothing_from_the_next_programme() {
+    let (points, armed) = (points(), Field::default());
+    let site = FailSite::VmPageAlloc;
+    points.arm(&armed, site, &spec(site, "1*return"));
+    let term = &points.point(site).terms[0];
+    let before = points.point(site).generation.get();
+    points.arm(&armed, site, &spec(site, "1*return"));
+    assert!(!term.take(before), "it is of another programme");
+    assert_eq!(term.remaining(), Some(1));
+    assert_eq!(points.first(site).map(|fire| fire.action), Some(FailAction::Return));
+    assert_eq!((points.first(site), term.remaining()), (None, Some(0)));
+}
+
+#[test]
+fn a_count_that_is_never_used_up_is_no_limit() {
+    let site = FailSite::VmPageAlloc;
+    for (text, count) in [
+        ("281474976710654*return", Some(UNLIMITED - 1)),
+        ("281474976710655*return", None),
+        ("18446744073709551615*return", None),
+    ] {
+        assert_eq!(spec(site, text).terms()[0].count, count, "{text}");
+    }
 }
 
 #[test]
@@ -111,9 +148,9 @@ fn nothing_executes_while_the_programme_changes() {
     let point = points.point(site);
     let generation = point.generation.get();
     point.generation.set(generation + 1);
-    assert_eq!(points.next(site, 0), None);
+    assert_eq!(points.first(site), None);
     point.generation.set(generation + 2);
-    assert!(points.next(site, 0).is_some());
+    assert!(points.first(site).is_some());
 }
 
 #[test]
@@ -156,7 +193,7 @@ fn term(site: FailSite) -> impl Strategy<Value = Term> {
         _ => true,
     });
     let actions: Vec<FailAction> = actions.collect();
-    (prop::sample::select(actions), 0..1000u64, 1..=CHANCE_MAX, prop::option::of(1..u64::MAX))
+    (prop::sample::select(actions), 0..1000u64, 1..=CHANCE_MAX, prop::option::of(1..UNLIMITED))
         .prop_map(move |(action, number, chance, count)| {
             let argument = match action {
                 FailAction::Return => site.returns().value(None).unwrap_or(0),

@@ -114,13 +114,26 @@ impl Field<u64> {
         self.0.fetch_and(!bits, Ordering::Release);
     }
 
+    /// Makes `value` the value, by an exchange. It orders nothing else.
+    #[inline]
+    pub fn exchange(&self, value: u64) {
+        self.0.swap(value, Ordering::Relaxed);
+    }
+
     /// Takes 1 away if the value is above `floor`, atomically, and returns whether it did. However
     /// many CPUs try, `floor` is left.
     #[inline]
     #[must_use]
     pub fn take_above(&self, floor: u64) -> bool {
+        self.take_within(floor, u64::MAX)
+    }
+
+    /// As [`Field::take_above`], if the value is not above `ceiling`.
+    #[inline]
+    #[must_use]
+    pub fn take_within(&self, floor: u64, ceiling: u64) -> bool {
         let mut now = self.get();
-        while now > floor {
+        while now > floor && now <= ceiling {
             match self.0.compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(other) => now = other,

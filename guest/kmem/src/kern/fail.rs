@@ -99,9 +99,8 @@ impl<M: PhysMem + Cpu> Globals<M> {
             return None;
         }
         // 3. The terms, up to the first that executes. Only a `print` may go on to the next.
-        let mut from = 0;
+        let mut fire = points.first(site)?;
         loop {
-            let fire = points.next(site, from)?;
             if fire.action == FailAction::Off {
                 return None;
             }
@@ -115,7 +114,7 @@ impl<M: PhysMem + Cpu> Globals<M> {
             if fire.argument == 0 {
                 return None;
             }
-            from = fire.term + 1;
+            fire = points.after(site, fire)?;
         }
     }
 
