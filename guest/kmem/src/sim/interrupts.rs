@@ -133,11 +133,21 @@ impl Interrupts {
 impl SimMachine {
     /// A place where an interrupt may arrive. May switch to another thread.
     pub(super) fn interrupt_point(&self) {
+        if !self.interrupts.is_quiet() {
+            self.interrupt_arrives(Interrupts::clock_strikes);
+        }
+    }
+
+    /// A place where the running thread is late: the clock interrupts, unless interrupts are
+    /// deferred. May switch to another thread.
+    pub(super) fn delay_point(&self) {
+        self.interrupt_arrives(|_| true);
+    }
+
+    /// Interrupts arrive here, and that of the clock if it strikes.
+    fn interrupt_arrives(&self, clock_strikes: impl FnOnce(&Interrupts) -> bool) {
         let interrupts = &self.interrupts;
-        if interrupts.is_quiet()
-            || interrupts.depth.load(Ordering::Relaxed) != 0
-            || std::thread::panicking()
-        {
+        if interrupts.depth.load(Ordering::Relaxed) != 0 || std::thread::panicking() {
             return;
         }
         let Some(vm) = self.vm() else { return };
@@ -150,7 +160,7 @@ impl SimMachine {
             vm.intr_exit();
         }
         let driver = vm.current_thread() == vm.boot_pcpu().idlethread.get();
-        if !driver && interrupts.clock_strikes() {
+        if !driver && clock_strikes(interrupts) {
             self.clock_interrupt(&vm);
         }
         if !driver {

@@ -228,6 +228,11 @@ impl Cpu for SimMachine {
         Some(self.sites.points())
     }
 
+    /// Others run for as long: the clock interrupts once in a microsecond.
+    fn delay(&self, usec: u64) {
+        (0..usec).for_each(|_| self.delay_point());
+    }
+
     fn is_unwinding(&self) -> bool {
         std::thread::panicking()
     }

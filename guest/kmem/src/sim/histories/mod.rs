@@ -10,6 +10,7 @@
 
 mod apply;
 mod explain;
+mod failing;
 mod naive;
 mod protect;
 mod race;
@@ -25,6 +26,7 @@ use std::rc::Rc;
 use vmkern_abi::control::{MallocFlags, MapId};
 use vmkern_abi::layout::VmMap;
 
+pub use self::failing::sites;
 pub use self::protect::FORMS;
 pub use self::race::{Race, at_once, race};
 pub use self::refused::{Refused, everything, refused};

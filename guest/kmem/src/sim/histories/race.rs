@@ -2,7 +2,7 @@
 //!
 //! The results of a round are right when there is an order of its operations in which the model
 //! gives the same results. This is checked for addresses, where the model is exact; when pages run
-//! short, the model only says what may happen.
+//! short, or a function fails at a fail point, the model only says what may happen.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,10 @@ use vmkern_abi::control::{KernReturn, MallocFlags, MapKind, Op, Outcome};
 
 use super::Telling;
 use super::explain::{Effect, Entries, Event, Place, explain, kind};
+use super::failing::{Failing, failing};
 use super::naive::{Content, What, pages, rounded, touched};
 use super::protect::Planned;
-use super::step::{Extent, FreeBy, How, Part, Shape, Size, Step, allows, memory};
+use super::step::{Extent, FreeBy, How, On, Part, Shape, Size, Step, allows, memory};
 use super::world::{Cause, Sleeper, World};
 use crate::sim::SimMachine;
 use crate::vm::Vm;
@@ -31,12 +32,17 @@ pub struct Round {
     steps: Vec<Step>,
     /// The operation of an interrupt, and the number of points before it.
     interrupt: Option<(u64, Step)>,
+    /// What fails meanwhile.
+    failing: Failing,
 }
 
 /// A machine and its rounds.
 #[derive(Clone, Debug)]
 pub struct Race {
     pub(super) shape: Shape,
+    /// Pairs of unlike pages that kmem_map has at first: many nearly outgrow the home of its
+    /// entries.
+    crowd: u64,
     pub(super) rounds: Vec<Round>,
 }
 
@@ -85,14 +91,30 @@ pub fn race() -> impl Strategy<Value = Race> {
     let shape = (prop_oneof![Just(24), Just(64), Just(256), Just(1000)], 2u8..5);
     let shape = shape.prop_map(|(kmem, workers)| Shape { memory: memory(), kmem, workers });
     let interrupt = prop::option::of((0u64..400, step()));
-    let round = (any::<u64>(), 2u64..60, prop::collection::vec(step(), 1..5), interrupt)
-        .prop_map(|(seed, one_in, steps, interrupt)| Round { seed, one_in, steps, interrupt });
-    (shape, prop::collection::vec(round, 1..7)).prop_map(|(shape, rounds)| Race { shape, rounds })
+    let steps = prop::collection::vec(step(), 1..5);
+    let round = (any::<u64>(), 2u64..60, steps, interrupt, failing());
+    let round = round.prop_map(|(seed, one_in, steps, interrupt, failing)| Round {
+        seed,
+        one_in,
+        steps,
+        interrupt,
+        failing,
+    });
+    let crowd = prop_oneof![7 => Just(0), 1 => 11u64..16];
+    (shape, crowd, prop::collection::vec(round, 1..7)).prop_map(|(shape, crowd, rounds)| Race {
+        shape,
+        crowd,
+        rounds,
+    })
 }
 
 /// Performs the rounds of a race up to the end or the failure, which is a panic.
 pub fn at_once(race: &Race, telling: &Telling) {
     let mut world = World::new(race.shape, telling);
+    let pair = [How::Malloc(MallocFlags::NOWAIT), How::Nofault];
+    for how in (0..race.crowd).flat_map(|_| pair) {
+        world.step(On::Driver, &Step::Allocate { map: 1, size: Size::Bytes(PAGE_SIZE), how });
+    }
     for round in &race.rounds {
         world.round(round);
     }
@@ -123,7 +145,9 @@ impl World {
             "At once, with seed {} and one interrupt in {}:",
             round.seed, round.one_in
         ));
+        let armed = self.arm_round(round.failing, wanted);
         let mut events = self.run_at_once(round, &idle, &planned, handler);
+        let scarce = self.disarm_round(&armed) || free < wanted;
         let mut at = 0;
         while at < self.sleepers.len() {
             match self.sim.answer(self.sleepers[at].tid) {
@@ -142,13 +166,9 @@ impl World {
             }
         }
         let entries = Entries::look(&self.sim, &self.naive.maps);
-        let order =
-            explain(&events, &self.naive.maps, free < wanted, &entries).unwrap_or_else(|| {
-                panic!(
-                    "no order explains {events:#?}\nin {:#x?}\nand {entries:#x?}",
-                    self.naive.maps
-                )
-            });
+        let order = explain(&events, &self.naive.maps, scarce, &entries).unwrap_or_else(|| {
+            panic!("no order explains {events:#?}\nin {:#x?}\nand {entries:#x?}", self.naive.maps)
+        });
         self.turn += 1;
         for (number, place) in order {
             self.take_effect(&events[number], place);

@@ -10,9 +10,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
+use vmkern_abi::fail::FailSite;
 
 use crate::sim::histories::{
-    FORMS, STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling,
+    FORMS, STEPS, Telling, at_once, everything, history, in_turn, race, refused, sites, telling,
 };
 
 /// Multiplies all numbers of cases, for long runs.
@@ -95,6 +96,20 @@ fn races_protect_in_every_way() {
         seen.extend(telling.borrow().seen());
     }
     assert!(["rw", "r", "none"].iter().all(|form| seen.contains(form)), "{seen:?}");
+}
+
+#[test]
+fn races_fail_at_every_site_and_give_way_in_windows() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for _ in 0..3000 {
+        let (drawn, telling) = (race().new_tree(&mut runner), telling());
+        at_once(&drawn.expect("nothing is rejected").current(), &telling);
+        seen.extend(telling.borrow().seen());
+    }
+    let names = sites().chain([FailSite::IntrWindow]).map(FailSite::name);
+    let missing: Vec<_> = names.filter(|name| !seen.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
