@@ -39,6 +39,7 @@ impl World {
         self.sim.run();
         self.count_events();
         let mut at = 0;
+        let mut woken = Vec::new();
         while at < self.sleepers.len() {
             let sleeper = self.sleepers[at];
             match self.sim.answer(sleeper.tid) {
@@ -46,14 +47,16 @@ impl World {
                     self.agree_on_place(at, outcome);
                     let sleeper = self.sleepers.remove(at);
                     self.script.borrow_mut().join(sleeper.tid, &sleeper.op, &outcome);
-                    self.woken(&sleeper, outcome);
+                    woken.push((sleeper, outcome));
                 }
-                None => {
-                    self.must_sleep(&sleeper);
-                    at += 1;
-                }
+                None => at += 1,
             }
         }
+        while !woken.is_empty() {
+            let (sleeper, outcome) = woken.remove(self.first_to_come(&woken));
+            self.woken(&sleeper, outcome);
+        }
+        self.sleepers.iter().for_each(|sleeper| self.must_sleep(sleeper));
         self.sim.run();
         self.count_events();
         self.compare();
@@ -92,6 +95,21 @@ impl World {
             self.sleepers[at].cause = there;
             self.sleepers[twin].cause = at_place(there, start);
         }
+    }
+
+    /// Which of those that have answered got its room first: the first, or, as nobody knows in
+    /// which order those of one round fell asleep, one of its round whose room is where a hole is
+    /// now.
+    fn first_to_come(&self, woken: &[(Sleeper, Outcome)]) -> usize {
+        let turn = woken.first().map(|(sleeper, _)| sleeper.turn);
+        let fits = |(sleeper, outcome): &(Sleeper, Outcome)| match sleeper.cause {
+            Cause::Room { map, bytes } => {
+                self.naive.maps[map].hole(bytes).map(Outcome::Value) == Some(*outcome)
+            }
+            Cause::Memory { .. } | Cause::Touch { .. } => true,
+        };
+        let same_turn = woken.iter().take_while(|(sleeper, _)| Some(sleeper.turn) == turn);
+        same_turn.enumerate().find(|(_, one)| fits(one)).map_or(0, |(at, _)| at)
     }
 
     /// The operation of a sleeper has answered.
