@@ -181,8 +181,8 @@ impl FailPoints {
         // 2. The new programme.
         for (term, new) in point.terms.iter().zip(spec.terms()) {
             let count = new.count.map_or(UNLIMITED, |count| count.min(UNLIMITED));
-            // It comes after what the kernel takes meanwhile, in any case. An exchange says so; that
-            // of a plain store and of the kernel's exchange, loom does not derive.
+            // A late CPU may take from the old count until now, and finds the new tag afterwards.
+            // A plain store would do, but loom takes it as unordered with the CPU's exchange.
             term.left.exchange(tag(generation.wrapping_add(2)) | count);
             term.argument.set(new.argument);
             term.chance.set(new.chance);

@@ -39,7 +39,7 @@ fn meant(name: &str) -> String {
     near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
 }
 
-/// What an error quotes of a programme with a mistake at byte `at`: all of it, or what stands there.
+/// What an error quotes of a programme with a mistake at byte `at`: all, or what stands there.
 fn shown(spec: &str, at: usize) -> Cow<'_, str> {
     const MOST: usize = 80;
     if spec.len() <= MOST {
@@ -262,7 +262,7 @@ mod tests {
         let long = "1*off->".repeat(9_999);
         let error = guest.fail("tsleep", &long).expect_err("it is too long").to_string();
         assert!(error.starts_with("`...1*off->") && error.len() < 200, "{error}");
-        assert!(error.ends_with("->...` at byte 56: there are more than 8 terms"), "{error}");
+        assert!(error.ends_with("...` at byte 56: there are more than 8 terms"), "{error}");
         let nowait = Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT };
         assert!(matches!(outcome(&mut guest, nowait), Outcome::Value(_)));
         let config = Guest::builder().fail("tsleep", "101%return").validate();

@@ -130,8 +130,8 @@ fn an_error_names_line_and_column() {
             "let n = 3\nfail tsleep $n*return",
             2,
             13,
-            "bad programme for tsleep: expected an action, one of off, return, sleep, delay, panic, \
-             print",
+            "bad programme for tsleep: expected an action, one of off, return, sleep, delay, \
+             panic, print",
         ),
         (
             "fail tsleep 3 * return",
