@@ -10,6 +10,7 @@ use core::ops::RangeInclusive;
 use crate::addr::{GuestPhys, PAGE_SIZE};
 use crate::codes::codes;
 use crate::crash::{CrashKind, FatalFault};
+use crate::virtio::mmio::{self, MmioDevice, MmioDevices};
 
 codes! {
     /// The privilege level at which the kernel body runs.
@@ -185,6 +186,8 @@ pub struct BootArgs {
     pub vcpus: Option<u32>,
     /// `NAME=VALUE` for each tunable.
     pub tunables: Tunables,
+    /// `virtio_mmio.device=SIZE@BASE:IRQ` for each virtio device, at most [`MmioDevices::MAX`].
+    pub devices: MmioDevices,
 }
 
 /// A word of the command line that is not valid.
@@ -230,6 +233,7 @@ impl BootArgs {
                 self.vcpus =
                     Some(count).filter(|count| (1..=MAX_VCPUS).contains(count)).map(Some)?;
             }
+            (mmio::WORD, Some(value)) => self.devices.add(MmioDevice::parse(value)?)?,
             (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
             _ => return None,
         }
@@ -265,11 +269,15 @@ impl fmt::Display for BootArgs {
         for (name, value) in self.tunables.iter() {
             write!(f, " {name}={value}")?;
         }
+        for device in self.devices.iter() {
+            write!(f, " {}={device}", mmio::WORD)?;
+        }
         Ok(())
     }
 }
 
-fn number(text: &str) -> Option<u64> {
+/// A number, decimal or `0x`.
+pub(crate) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
@@ -296,6 +304,7 @@ mod tests {
             tsc_khz: Some(2_445_000),
             vcpus: Some(2),
             tunables: Tunables::default(),
+            devices: MmioDevices::one(MmioDevice { base: mmio::BALLOON_AT, irq: 12 }),
         };
         for (offset, name) in (1..).zip(Tunables::NAMES) {
             let range = Tunables::range(name).expect("a listed name is known");
@@ -319,6 +328,7 @@ mod tests {
             "zeroed=1",
             "fault=none",
             "kern.hz=0",
+            "virtio_mmio.device=512@0x1000:12",
         ] {
             let line = std::format!("time=real {word}");
             assert_eq!(BootArgs::parse(&line), Err(BadWord(word)));

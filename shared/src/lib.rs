@@ -33,6 +33,7 @@ pub mod paging;
 pub mod pattern;
 pub mod pte;
 pub mod seize;
+pub mod virtio;
 pub mod walk;
 
 /// Version of the meaning of this crate's words: it changes with the protocol, the encoding of

@@ -169,6 +169,7 @@ describe!(BootTables { kpdphys, kptphys, nkpt, valid });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
 describe!(SlabItem { next });
 describe!(SlabZone { lock, item_size, partial, slabs, free, used });
+describe!(Balloon { pages, held, leaving });
 describe!(KernelRoots {
     abi_version,
     boot_zeroed,
@@ -214,7 +215,8 @@ describe!(KernelRoots {
     zones,
     sched,
     cpuhead,
-    boot_tables
+    boot_tables,
+    balloon
 });
 describe!(CrashRecord {
     kind,
@@ -302,6 +304,7 @@ pub const STRUCTURES: &[Structure] = &[
     SlabHeader::DESCRIPTION,
     SlabItem::DESCRIPTION,
     SlabZone::DESCRIPTION,
+    Balloon::DESCRIPTION,
     KernelRoots::DESCRIPTION,
     CrashRecord::DESCRIPTION,
     ControlRegion::DESCRIPTION,

@@ -141,6 +141,20 @@ impl Field<u64> {
         }
         false
     }
+
+    /// Takes `n` away, atomically, if at least `floor` is left. Returns whether it did.
+    #[inline]
+    #[must_use]
+    pub fn take_leaving(&self, n: u64, floor: u64) -> bool {
+        let mut now = self.get();
+        while now.checked_sub(n).is_some_and(|left| left >= floor) {
+            match self.0.compare_exchange(now, now - n, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(other) => now = other,
+            }
+        }
+        false
+    }
 }
 
 impl Field<u32> {

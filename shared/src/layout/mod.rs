@@ -5,6 +5,7 @@
 //! otherwise. Field names are FreeBSD's. Each type's size and field offsets are asserted at compile
 //! time: a change is a change of the ABI.
 
+mod balloon;
 mod boot_region;
 mod eventhandler;
 mod lock;
@@ -18,6 +19,7 @@ mod roots;
 mod thread;
 mod zone;
 
+pub use self::balloon::*;
 pub use self::boot_region::*;
 pub use self::eventhandler::*;
 pub use self::lock::*;

@@ -21,6 +21,9 @@ bitflags! {
         const ZERO = 0x0040;
         /// On no paging queue, without pv entries.
         const UNMANAGED = 0x0800;
+        /// In the balloon: handed out to the driver of the virtio balloon, which alone sets it. Not
+        /// one of FreeBSD's.
+        const BALLOON = 0x1000;
         /// Holds the home of a map that requests can name by its address. Not one of FreeBSD's.
         const MAP_HOME = 0x8000;
         /// Heads a block that the host has seized ([`crate::seize`]). Not one of FreeBSD's.

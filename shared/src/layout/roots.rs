@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use super::balloon::Balloon;
 use super::eventhandler::EventhandlerList;
 use super::lock::Mtx;
 use super::lock_class::HeldLocks;
@@ -184,6 +185,8 @@ pub struct KernelRoots {
     pub cpuhead: Field<KPtr<Pcpu>>,
     /// The page tables of the boot.
     pub boot_tables: BootTables,
+    /// The balloon's pages.
+    pub balloon: Balloon,
 }
 
 impl KernelRoots {
