@@ -69,6 +69,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sleepq_chain(channel).find(|queue| self.get(queue).wchan.get() == channel.0)
     }
 
+    /// Whether a thread sleeps on `channel`.
+    pub(crate) fn sleepq_is_used(&self, channel: WaitChannel) -> bool {
+        self.sleepq_lookup(channel).is_some()
+    }
+
     /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind the threads that
     /// already sleep there (`sleepq_add`).
     pub(crate) fn sleepq_add(&self, thread: KPtr<Thread>, channel: WaitChannel, wmesg: &str) {

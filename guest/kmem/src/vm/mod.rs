@@ -31,6 +31,7 @@
 //! words deep (`self.pmap().object().phys().kern().wakeup(..)`), and a trait for each layer hides
 //! where a method is defined, and must name every method twice.
 
+pub mod balloon;
 pub mod boot;
 pub mod eventhandler;
 pub mod fault;

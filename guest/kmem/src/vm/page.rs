@@ -169,14 +169,20 @@ impl<M: PhysMem + Cpu> Phys<M> {
             want.class
         };
         let want = Want { class, ..want };
-        if self.is_armed(PAGE_SITES) && self.vm_page_alloc_fails(class) {
+        if self.vm_page_must_fail(class) {
             self.vm_page_short(&self.free_queue());
             return None;
         }
         self.page_cache_alloc(want).or_else(|| self.vm_page_alloc_exact(want))
     }
 
-    /// Whether a request of `class` must fail: the site of all classes, then that of the class.
+    /// Whether a request of `class` must fail.
+    #[inline]
+    pub(super) fn vm_page_must_fail(&self, class: AllocClass) -> bool {
+        self.is_armed(PAGE_SITES) && self.vm_page_alloc_fails(class)
+    }
+
+    /// The same if a site is armed: the site of all classes, then that of the class.
     #[cold]
     fn vm_page_alloc_fails(&self, class: AllocClass) -> bool {
         self.fails(FailSite::VmPageAlloc) || self.fails(class.site())

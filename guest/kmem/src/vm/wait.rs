@@ -129,6 +129,14 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
+    /// Whether a thread, other than the pagedaemon until it is needed, sleeps for pages. Locks:
+    /// takes the scheduler's.
+    pub(super) fn vm_page_sleepers(&self) -> bool {
+        let channels =
+            [self.free_count_channel(), self.pageout_pages_channel(), self.pages_wanted_channel()];
+        channels.into_iter().any(|channel| self.has_sleepers(channel))
+    }
+
     /// Whether a thread waits for pages to be freed.
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {

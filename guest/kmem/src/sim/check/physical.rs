@@ -15,6 +15,7 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     let vm = sim.vm();
     let (state, cnt) = (vm.state(), vm.cnt());
     let (in_blocks, in_caches, seized) = (blocks(sim), caches(sim), seized(sim));
+    let ballooned = balloon(sim);
     let (mut wired, mut managed, mut fresh, mut zero, mut taken) = (0, 0, 0, 0, 0);
     for seg in vm.vm_phys_segments() {
         managed += u64::from(seg.limit.get() - seg.start.get());
@@ -30,6 +31,11 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
                 is_free,
                 !page.flags.get().contains(PageFlags::ALLOCATED),
                 "page {pfn:#x} is lost"
+            );
+            assert_eq!(
+                ballooned.contains(&pfn),
+                page.flags.get().contains(PageFlags::BALLOON),
+                "page {pfn:#x} and the balloon"
             );
             wired += u64::from(page.wire_count.get() > 0);
             if is_free {
@@ -73,8 +79,9 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     assert_eq!(cnt.v_active_count.get(), queued.len() as u64, "v_active_count");
     let sum =
         cnt.v_free_count.get() + wired + cnt.v_active_count.get() + cnt.v_inactive_count.get();
-    taken += seized.len() as u64;
-    assert_eq!(sum + taken, managed, "free, wired, queued and seized pages are all pages");
+    taken += (seized.len() + ballooned.len()) as u64;
+    assert_eq!(sum + taken, managed, "free, wired, queued and taken pages are all pages");
+    assert_eq!(state.balloon.pages.get(), ballooned.len() as u64, "pages of the balloon");
     assert_eq!(state.vm_page_zero_count.get(), zero, "vm_page_zero_count");
     wired
 }
@@ -116,6 +123,17 @@ fn seized(sim: &Sim) -> BTreeSet<u32> {
             assert_eq!((head.private.get() as usize, head.block.get()), (order + 1, 0));
             assert!((pfn..pfn + (1 << order)).all(|page| all.insert(page)), "seized twice");
         }
+    }
+    all
+}
+
+/// The pages of all blocks in the balloon, with the rules of its lists checked.
+fn balloon(sim: &Sim) -> BTreeSet<u32> {
+    let (mut all, balloon) = (BTreeSet::new(), &sim.vm().state().balloon);
+    for pfn in list(sim, &balloon.held).into_iter().chain(list(sim, &balloon.leaving)) {
+        let order = sim.vm().page_by_number(pfn).private.get();
+        assert!(order <= 9 && pfn.trailing_zeros() >= order, "block {pfn:#x} of order {order}");
+        assert!((pfn..pfn + (1 << order)).all(|page| all.insert(page)), "in two blocks");
     }
     all
 }

@@ -1,6 +1,7 @@
 //! The memory system as a whole, on the simulated machine.
 
 mod balance;
+mod balloon;
 mod busy;
 mod collisions;
 mod contracts;
