@@ -173,6 +173,7 @@ pub const CHECKED: &[(&str, &[&str])] = &[
     ),
     ("VmPhysSeg", &["start", "end", "fresh", "freelist", "limit"]),
     ("VmFreeList", &["head", "tail", "count"]),
+    ("Balloon", &["pages"]),
     (
         "VmMapEntry",
         &[

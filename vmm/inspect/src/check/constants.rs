@@ -54,6 +54,8 @@ const PAGEDAEMON_TID: u32 = 65;
 const PAGEZERO_TID: u32 = 66;
 /// Its priority: below every other thread's, but above the idle threads'.
 const PAGEZERO_PRIORITY: u8 = PRI_MAX_IDLE - 4;
+/// Number of the balloon's driver.
+const BALLOON_TID: u32 = 501;
 /// Number of the idle thread of CPU n, less n. CPU 0's idle thread is the thread that continues the
 /// boot.
 const IDLE_TID: u32 = 66;
@@ -237,6 +239,7 @@ fn identity(ctx: &Context<'_>, thread: &Item<Thread>) -> (u32, String, u8) {
         None if t.name().to_string() == "thread taskq" => {
             (TASKQ_TID, "thread taskq".to_owned(), PVM)
         }
+        None if t.name().to_string() == "balloon" => (BALLOON_TID, "balloon".to_owned(), PVM),
         // The idle thread of a CPU that is still being started.
         None if t.name().to_string().starts_with("idle") => {
             (tid, t.name().to_string(), PRI_MAX_IDLE)

@@ -9,6 +9,7 @@
 //! No count or pointer is trusted: a list is followed until it reaches a place for the second time,
 //! and every allocation is bounded by the memory that the source holds.
 
+mod balloon;
 mod callouts;
 mod constants;
 mod context;
@@ -61,7 +62,7 @@ use crate::view::View;
 
 /// The tables of rules, in the order of a report: first the rules that are checked while structures
 /// are read. Those about pages' states come when all pages have been claimed.
-static PARTS: [&Part; 31] = [
+static PARTS: [&Part; 32] = [
     &finding::PART,
     &page_array::PART,
     &owners::PART,
@@ -89,6 +90,7 @@ static PARTS: [&Part; 31] = [
     &free_lists::PART,
     &page_caches::PART,
     &seized::PART,
+    &balloon::PART,
     &paging_queues::PART,
     &meter::PART,
     &page_state::PART,

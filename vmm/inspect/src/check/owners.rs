@@ -43,6 +43,8 @@ pub(super) enum Owner {
     Slab,
     /// Part of a free block.
     FreeBlock,
+    /// In the balloon.
+    Balloon,
     /// Free, in a CPU's cache.
     PageCache,
     /// Seized by the host.
@@ -60,6 +62,7 @@ impl Owner {
             Self::Kentered => "mapped by pmap_qenter",
             Self::Slab => "a slab of a zone",
             Self::FreeBlock => "in a free block",
+            Self::Balloon => "in the balloon",
             Self::PageCache => "in a CPU's cache of free pages",
             Self::Seized => "seized by the host",
         }

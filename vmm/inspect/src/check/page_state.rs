@@ -61,6 +61,8 @@ fn check_states(ctx: &Context<'_>) {
             }
             // Its flags are those of a free page; the block's head has a rule of its own.
             Some(Owner::Seized) => {}
+            // The balloon's own rules cover all of its state.
+            Some(Owner::Balloon) => {}
             None if !page.is_allocated() => {
                 ctx.finding(&PAGE_LOST, "vm_page", ctx.pages.address(pfn), || {
                     format!("page {pfn:#x} is free, but in no free block and no cache")
@@ -138,7 +140,11 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
     // 1. The flags that an allocated page may have.
     let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
     let is_home = ctx.owner(pfn) == Some(Owner::MapHome);
-    let mark = if is_home { PageFlags::MAP_HOME } else { PageFlags::empty() };
+    let mark = match ctx.owner(pfn) {
+        Some(Owner::MapHome) => PageFlags::MAP_HOME,
+        Some(Owner::Balloon) => PageFlags::BALLOON,
+        _ => PageFlags::empty(),
+    };
     let known =
         PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED | mark;
     let fault =

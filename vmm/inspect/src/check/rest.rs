@@ -17,8 +17,8 @@ use super::memory::Memory;
 
 /// Wait messages of threads that are between operations, or wait inside one that has left nothing
 /// half made.
-const QUIET: [&str; 9] =
-    ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
+const QUIET: [&str; 10] =
+    ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "balloon", "-"];
 
 /// Wait message of a page fault that finds the page busy.
 const FAULT: &str = "vmpfw";

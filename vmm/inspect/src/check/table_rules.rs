@@ -15,6 +15,7 @@ use super::rule::Rule;
 use super::rule::rules;
 use super::tables::{Table, Translation, level_name};
 use super::translations::{PTE_USER, PTE_WX};
+use crate::ram::{HOLE_END, HOLE_START};
 use crate::read::leaves::name;
 
 rules! {
@@ -29,7 +30,8 @@ rules! {
             "there are tables from the start of kernel_map to `kernel_vm_end` and for the image, \
              and no others";
         DIRECT_MAP = "direct-map":
-            "the direct map maps all RAM in pages of 2 MiB, each at its fixed address, writable \
+            "the direct map maps all RAM, and devices uncached in the gap below 4 GiB, in pages of \
+             2 MiB, each at its fixed address, writable \
              and not executable";
         IMAGE_MAPPING = "image-mapping":
             "the image's window is low memory, text, read-only data and data in this order, at \
@@ -274,6 +276,13 @@ fn direct_map(ctx: &Context<'_>) {
     let flags = flags | user(ctx);
     let mut found = ctx.tables.direct.iter().peekable();
     let extra = |translation: &Translation| {
+        // The registers of devices, in the gap below 4 GiB.
+        let device = Pte::new(translation.pte.frame(), flags | PteFlags::PCD | PteFlags::PWT);
+        let is_in_gap = (HOLE_START..HOLE_END).contains(&translation.pte.frame().get());
+        if is_in_gap && translation.pte == device && translation.va == phys_to_dmap(device.frame())
+        {
+            return;
+        }
         ctx.finding(&DIRECT_MAP, "PDE", translation.va, || {
             format!("the entry {:#x} maps memory that does not exist", translation.pte.bits())
         });

@@ -44,6 +44,8 @@ pub enum Use {
     PerCpu,
     /// Seized by the host.
     Seized,
+    /// In the balloon.
+    Balloon,
     /// Belongs to kernel_object.
     Kernel,
     /// Belongs to kmem_object.
@@ -66,12 +68,13 @@ pub enum Use {
 
 impl Use {
     /// All uses, in the order of reports.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Unmanaged,
         Self::Fresh,
         Self::Free,
         Self::PerCpu,
         Self::Seized,
+        Self::Balloon,
         Self::Kernel,
         Self::Kmem,
         Self::Anonymous,
@@ -100,6 +103,7 @@ impl Use {
             Self::Free => ':',
             Self::PerCpu => ';',
             Self::Seized => 'H',
+            Self::Balloon => 'B',
             Self::Kernel => 'K',
             Self::Kmem => 'M',
             Self::Anonymous => 'A',
@@ -122,6 +126,7 @@ impl Use {
             Self::Free => "free, in buddy lists",
             Self::PerCpu => "free, in caches of CPUs",
             Self::Seized => "seized by the host",
+            Self::Balloon => "in the balloon",
             Self::Kernel => "kernel_object",
             Self::Kmem => "kmem_object",
             Self::Anonymous => "anonymous objects",
@@ -389,6 +394,9 @@ fn kind(survey: &Survey<'_, '_>, page: &VmPage) -> Use {
     if !page.flags.get().contains(PageFlags::ALLOCATED) {
         let is_cached = page.flags.get().contains(PageFlags::PCPU_CACHE);
         return if is_cached { Use::PerCpu } else { Use::Free };
+    }
+    if page.flags.get().contains(PageFlags::BALLOON) {
+        return Use::Balloon;
     }
     match survey.object(page.object.get()) {
         ObjectRef::Kernel => Use::Kernel,
