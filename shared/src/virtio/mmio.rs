@@ -118,7 +118,7 @@ pub const INT_CONFIG: u32 = 2;
 /// Pins that an I/O APIC has.
 pub const IOAPIC_PINS: u32 = 24;
 /// The vector that a device without an I/O APIC sends.
-pub const DEVICE_VECTOR: u8 = 0x55;
+pub const DEVICE_VECTOR: u8 = 0x57;
 /// Where vmkern's VMM puts the balloon.
 pub const BALLOON_AT: GuestPhys = GuestPhys::new(0xfeb0_0000);
 

@@ -14,10 +14,12 @@
 //! addresses has a [`Slot`] there, through which it gets that thread's service and its interrupt
 //! lines. None of it exists before its first use.
 
+pub(crate) mod balloon;
 mod bus;
 mod ports;
 mod slot;
 mod thread;
+pub(crate) mod virtio;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -68,6 +70,11 @@ impl Devices {
         attach(PAUSE_PORT..=PAUSE_PORT, Arc::new(PausePort));
         attach(YIELD_PORT..=YIELD_PORT, Arc::new(YieldPort));
         Self { ports, mmio: Bus::default() }
+    }
+
+    /// Has `device` answer at the physical addresses `range`, before any vCPU runs.
+    pub(crate) fn attach(&mut self, range: RangeInclusive<GuestPhys>, device: Arc<dyn Device>) {
+        self.mmio.attach(range, device);
     }
 }
 
