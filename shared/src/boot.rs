@@ -168,6 +168,9 @@ pub struct BootArgs {
     /// `selftest`: check traps, paging, timer and kmem, report on the serial line, leave by the
     /// exit port.
     pub selftest: bool,
+    /// `selftest=balloon`: fill and verify memory until a balloon has grown and is empty again,
+    /// leave by the exit port.
+    pub balloon_test: bool,
     /// `zeroed`: all memory is zero except what the loader wrote, so the page array need not be
     /// cleared.
     pub zeroed: bool,
@@ -221,6 +224,7 @@ impl BootArgs {
             word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
         match (key, value) {
             ("selftest", None) => self.selftest = true,
+            ("selftest", Some("balloon")) => self.balloon_test = true,
             ("zeroed", None) => self.zeroed = true,
             ("privilege", Some(value)) => self.privilege = Privilege::from_name(value)?,
             ("time", Some(value)) => self.time = TimeMode::from_name(value)?,
@@ -247,6 +251,9 @@ impl fmt::Display for BootArgs {
         write!(f, "privilege={} time={}", self.privilege.name(), self.time.name())?;
         if self.selftest {
             f.write_str(" selftest")?;
+        }
+        if self.balloon_test {
+            f.write_str(" selftest=balloon")?;
         }
         if self.zeroed {
             f.write_str(" zeroed")?;
@@ -297,6 +304,7 @@ mod tests {
             privilege: Privilege::User,
             time: TimeMode::Real,
             selftest: true,
+            balloon_test: true,
             zeroed: true,
             control: Some(GuestPhys::new(0x2_0000)),
             crash: Some(CrashKind::Nucleus),
@@ -326,6 +334,7 @@ mod tests {
             "tsc_khz=0",
             "vcpus=65",
             "zeroed=1",
+            "selftest=all",
             "fault=none",
             "kern.hz=0",
             "virtio_mmio.device=512@0x1000:12",

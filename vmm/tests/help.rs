@@ -115,7 +115,7 @@ fn the_book_has_a_table_of_each_kind() {
         ("results", "| `null` | null |"),
         ("names", "| `page_size` | 4096 |"),
         ("verbs", "| `verify ADDR SIZE SEED\\|zero` |"),
-        ("later-verbs", "`squeeze`"),
+        ("later-verbs", "`madvise`"),
         ("options", "| `-v`, `--verbose` |"),
         ("tunables", "| `kern.hz` |"),
         ("rules", "| `pte-wired` |"),

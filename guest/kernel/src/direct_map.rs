@@ -9,7 +9,9 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
 use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
+use vmkern_abi::virtio::mmio::{IOAPIC_PINS, MmioDevices};
 
+use crate::arch::ioapic::IOAPIC_AT;
 use crate::arch::percpu::PerCpu;
 use crate::host::pvh::MemoryMapEntry;
 
@@ -56,15 +58,23 @@ fn flags() -> PteFlags {
         | user
 }
 
-/// Maps all RAM of `memory_map` and returns the first physical address that the tables left free.
-pub fn build(memory_map: &[MemoryMapEntry]) -> GuestPhys {
+/// Maps all RAM of `memory_map`, and `devices` uncached, with the I/O APIC if it leads their
+/// interrupts. Returns the first physical address that the tables left free.
+pub fn build(memory_map: &[MemoryMapEntry], devices: &MmioDevices) -> GuestPhys {
     let mut map = DirectMap { next_table: image_end() };
     for range in memory_map.iter().filter(|range| range.is_ram()) {
         let end = range.start.get().saturating_add(range.size).min(MAX_PHYS.get());
         let mut at = range.start.get() & !(NBPDR - 1);
         while at < end {
-            map.enter(GuestPhys::new(at));
+            map.enter(GuestPhys::new(at), PteFlags::empty());
             at += NBPDR;
+        }
+    }
+    for device in devices.iter() {
+        let ioapic = (device.irq < IOAPIC_PINS).then_some(IOAPIC_AT);
+        for at in [Some(device.base), ioapic].into_iter().flatten() {
+            let large = GuestPhys::new(at.get() & !(NBPDR - 1));
+            map.enter(large, PteFlags::PCD | PteFlags::PWT);
         }
     }
     map.next_table
@@ -75,10 +85,10 @@ struct DirectMap {
 }
 
 impl DirectMap {
-    /// Maps the 2 MiB page at `pa`.
-    fn enter(&mut self, pa: GuestPhys) {
+    /// Maps the 2 MiB page at `pa`, with `more` flags than those of RAM.
+    fn enter(&mut self, pa: GuestPhys, more: PteFlags) {
         let va = phys_to_dmap(pa);
-        self.directory(va)[Level::Pd.index(va)].set(Pte::new(pa, flags()));
+        self.directory(va)[Level::Pd.index(va)].set(Pte::new(pa, flags() | more));
     }
 
     /// The page directory for `va`, created if it is missing.

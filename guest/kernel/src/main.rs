@@ -8,6 +8,7 @@
 mod access;
 #[path = "arch/x86_64/mod.rs"]
 mod arch;
+mod balloon;
 mod crash_test;
 mod direct_map;
 mod fault;
@@ -19,6 +20,7 @@ mod once;
 mod selftest;
 mod service;
 mod threads;
+mod virtio;
 
 use core::panic::PanicInfo;
 
@@ -65,11 +67,13 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     if let Some(count @ 2..) = args.vcpus {
         threads::start_cpus(vm, count);
     }
+    balloon::start(vm, &args.devices);
     if let Some(fault) = args.fault {
         fault_test::fault(vm, fault);
     }
     match region {
         _ if args.selftest => selftest::run(vm, clock),
+        _ if args.balloon_test => selftest::balloon::run(vm),
         Some(region) => service::serve(vm, clock, region),
         None => {
             panic!("boot: nothing to do: neither `selftest` nor `control=` on the command line")

@@ -39,7 +39,7 @@ pub fn vm() -> Option<&'static KernelVm> {
 
 /// Brings up the memory system with all RAM that is not in use otherwise.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
-    let tables_end = direct_map::build(boot.memory_map);
+    let tables_end = direct_map::build(boot.memory_map, &args.devices);
     let nothing = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
     let mut few = [nothing; 16];
     let (ranges, first_free) = range_table(&mut few, boot.memory_map.len(), tables_end);

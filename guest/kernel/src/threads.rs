@@ -72,6 +72,7 @@ pub fn handle_interrupt(which: Deferred) {
         // The halted CPU is awake, and the bell has no other purpose.
         Deferred::Doorbell => {}
         Deferred::Pages => vm.vm_pages_returned(),
+        Deferred::Device => crate::balloon::wake(vm),
         Deferred::Operation => service::operate_in_interrupt(vm),
         // The CPU is awake, and gives way below. Or its timer is needed.
         Deferred::Resched => vm.ask_for_clock(),

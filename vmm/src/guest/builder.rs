@@ -54,6 +54,8 @@ pub struct GuestBuilder {
     pub(super) armed: Vec<(FailSite, FailSpec)>,
     /// Call stacks that do not fail, if the list of them is in use.
     pub(super) stacks: Option<Vec<u64>>,
+    /// Whether the guest has a balloon.
+    pub(super) balloon: bool,
     /// The first invalid setting.
     wrong: Option<ConfigError>,
 }
@@ -73,6 +75,7 @@ impl Default for GuestBuilder {
             fault: None,
             armed: Vec::new(),
             stacks: None,
+            balloon: false,
             wrong: None,
         }
     }
@@ -141,6 +144,13 @@ impl GuestBuilder {
     /// Boots another kernel than the built-in one.
     pub fn kernel(mut self, image: KernelImage) -> Self {
         self.kernel = image;
+        self
+    }
+
+    /// Gives the guest a virtio balloon, for [`Pressure::squeeze`](super::Pressure::squeeze). A
+    /// guest without one has no driver for it either, and pays nothing.
+    pub fn balloon(mut self) -> Self {
+        self.balloon = true;
         self
     }
 

@@ -11,6 +11,7 @@ use vmkern_abi::control::{
 };
 
 use super::GuestBuilder;
+use super::balloon::BalloonDevice;
 use super::environment::Environment;
 use super::error::{ContractError, GuestError};
 use super::hypervisor::Hypervisor;
@@ -32,6 +33,8 @@ use crate::kvm::{CpuFailure, CpuFault};
 pub struct Guest {
     // The link's handles point into the hypervisor's memory, which they keep mapped themselves.
     pub(crate) link: Link,
+    /// The balloon, if the guest has one. Dropped before the machine.
+    pub(super) balloon: Option<BalloonDevice>,
     pub(crate) hypervisor: Hypervisor,
     pub(super) environment: Environment,
     pub(super) logs: Logs,
@@ -56,7 +59,9 @@ impl Guest {
         GuestBuilder::default()
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of a machine, each of another type")]
     pub(super) fn new(
+        balloon: Option<BalloonDevice>,
         link: Link,
         hypervisor: Hypervisor,
         environment: Environment,
@@ -67,6 +72,7 @@ impl Guest {
     ) -> Self {
         Self {
             link,
+            balloon,
             hypervisor,
             environment,
             logs,

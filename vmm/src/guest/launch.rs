@@ -21,8 +21,10 @@ use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
 use vmkern_abi::describe;
 use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
+use vmkern_abi::virtio::mmio::MmioDevices;
 use vmkern_inspect::{Handshake, shake};
 
+use super::balloon::BalloonDevice;
 use super::builder::GuestBuilder;
 use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
@@ -80,8 +82,8 @@ pub(super) fn start(
     let kvm = Arc::new(host::open()?);
     let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
     let console = Console::default();
-    let (vm, ram, link, logs) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console, log)
-    {
+    let started = start_vcpus(config, selftest, &kvm, &mut vcpus, &console, log);
+    let Started { vm, ram, link, logs, balloon } = match started {
         Ok(started) => started,
         Err(error) => {
             let _ = vcpus.stop();
@@ -103,6 +105,7 @@ pub(super) fn start(
         boot_cycles: 0,
     };
     Ok(Guest::new(
+        balloon,
         link,
         hypervisor,
         environment,
@@ -143,6 +146,15 @@ fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus) -> Result<Threads, KvmError> {
     Ok(Threads { load: load_sender, entry: entry_sender, boards, made })
 }
 
+/// What a machine consists of besides its vCPUs.
+struct Started {
+    vm: Arc<KvmVm>,
+    ram: Arc<GuestRam>,
+    link: Link,
+    logs: Logs,
+    balloon: Option<BalloonDevice>,
+}
+
 /// Starts the vCPUs' threads and, while they start, creates what they need. If this fails, the
 /// threads end by themselves.
 fn start_vcpus(
@@ -152,7 +164,7 @@ fn start_vcpus(
     vcpus: &mut Vcpus,
     console: &Console,
     log: Option<Box<dyn Write + Send>>,
-) -> Result<(Arc<KvmVm>, Arc<GuestRam>, Link, Logs), LaunchError> {
+) -> Result<Started, LaunchError> {
     // 1. The threads: each takes a while to start.
     let threads = spawn(kvm, vcpus)?;
     // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
@@ -171,7 +183,12 @@ fn start_vcpus(
         bell: Arc::clone(&vcpus.crew.bell),
         log_bell: log_bell.clone(),
     };
-    let board = Board { vm: Arc::clone(&vm), io: Arc::new(Devices::new(wires)) };
+    let mut devices = Devices::new(wires);
+    let balloon = config.balloon.then(|| {
+        let bell = Arc::clone(&vcpus.crew.bell);
+        BalloonDevice::attach(&mut devices, &vm, &ram, &plan, bell)
+    });
+    let board = Board { vm: Arc::clone(&vm), io: Arc::new(devices) };
     for sender in threads.boards {
         let _ = sender.send(board.clone());
     }
@@ -195,7 +212,7 @@ fn start_vcpus(
     // the guest notices it.
     let _made = threads.made.iter().take(vcpus.states.len() - 1).count();
     let _ = threads.entry.send(Box::new(finish) as Finish);
-    Ok((vm, ram, link, logs))
+    Ok(Started { vm, ram, link, logs, balloon })
 }
 
 /// Chooses what moves the log out of the guest: a thread, if all of it must be written to `log`.
@@ -248,6 +265,7 @@ fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
         privilege: config.privilege,
         time: config.time,
         selftest: selftest == Selftest::Yes,
+        balloon_test: false,
         zeroed: true,
         control: Some(boot::CONTROL),
         tsc_khz: None,
@@ -255,6 +273,7 @@ fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
         crash: config.crash,
         fault: config.fault,
         tunables: config.tunables,
+        devices: if config.balloon { BalloonDevice::WORD } else { MmioDevices::default() },
     }
 }
 

@@ -20,6 +20,7 @@
 
 #[cfg(test)]
 mod attached;
+mod balloon;
 mod builder;
 #[cfg(test)]
 mod damaged;

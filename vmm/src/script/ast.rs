@@ -11,7 +11,8 @@ use super::guest_line::GuestOptions;
 use super::lexer::Radix;
 use super::names::MapField;
 use super::source::{Source, Span};
-use super::verbs::Verb;
+use super::verbs::{Verb, squeeze};
+use crate::GuestBuilder;
 use crate::guest::ThreadId;
 use crate::inspect::What;
 
@@ -31,6 +32,11 @@ impl Script {
     #[must_use]
     pub fn guest(&self) -> &GuestOptions {
         &self.guest
+    }
+
+    /// `builder` with the devices that the script uses.
+    pub(crate) fn furnish(&self, builder: GuestBuilder) -> GuestBuilder {
+        if self.has(squeeze::NAME) { builder.balloon() } else { builder }
     }
 
     /// Whether it has a statement of the verb `verb`.

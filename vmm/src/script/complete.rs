@@ -180,7 +180,8 @@ mod tests {
             ("guest mem", &["memory="]),
             ("guest memory=8M kern.h", &["kern.hz="]),
             ("kmem_alloc kmem_map 4K ", &[]),
-            ("squ", &[]),
+            ("squ", &["squeeze"]),
+            ("madv", &[]),
         ] {
             assert_eq!(words(line), expected, "{line}");
         }

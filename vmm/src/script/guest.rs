@@ -81,6 +81,18 @@ impl GuestTarget {
         answer
     }
 
+    /// In virtual time nothing runs between two statements: what was woken runs now.
+    fn settle(&mut self) -> Result<(), TargetError> {
+        let is_virtual = self.guest.environment().time == TimeMode::Virtual;
+        let Some(thread) = self.guest.idle_thread().filter(|_| is_virtual) else { return Ok(()) };
+        match self.guest.call(thread, Op::Settle) {
+            // What it dies of, a later statement finds.
+            Ok(_) | Err(GuestError::Crashed(_)) => Ok(()),
+            Err(GuestError::Interrupted) => Err(TargetError::Interrupted),
+            Err(error) => Err(TargetError::Broken(error.to_string())),
+        }
+    }
+
     fn drain(&mut self) {
         self.since_drain = 0;
         keep_end(&mut self.tail, &self.guest.take_log());
@@ -93,6 +105,8 @@ impl From<PressureError> for TargetError {
             PressureError::Unstoppable(_) | PressureError::Damaged(_) => {
                 Self::Broken(error.to_string())
             }
+            PressureError::Interrupted => Self::Interrupted,
+            PressureError::Died(_) => Self::Broken(error.to_string()),
             PressureError::Untold(_) => Self::Host(error.to_string()),
             _ => Self::Unable(error.to_string()),
         }
@@ -139,6 +153,9 @@ impl Target for GuestTarget {
     }
 
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
+        if name == names::BALLOON_PAGES {
+            return Ok(self.guest.pressure().ballooned()?.0);
+        }
         if name == names::SEIZED_PAGES {
             return Ok(self.guest.pressure().seized()?.0);
         }
@@ -193,21 +210,18 @@ impl Target for GuestTarget {
         Ok(self.guest.pressure().seize(target)?)
     }
 
+    fn squeeze(&mut self, target: Pages) -> Result<PressureReport, TargetError> {
+        let report = self.guest.pressure().squeeze(target)?;
+        self.settle()?;
+        Ok(report)
+    }
+
     fn release(&mut self) -> Result<Pages, TargetError> {
         if self.guest.pressure().seized()? == Pages(0) {
             return Ok(Pages(0));
         }
         let held = self.guest.pressure().release(Pages::ALL)?;
-        // In virtual time nothing runs between two statements: what was woken runs now.
-        let is_virtual = self.guest.environment().time == TimeMode::Virtual;
-        if let Some(thread) = self.guest.idle_thread().filter(|_| is_virtual) {
-            match self.guest.call(thread, Op::Settle) {
-                // What it dies of, a later statement finds.
-                Ok(_) | Err(GuestError::Crashed(_)) => {}
-                Err(GuestError::Interrupted) => return Err(TargetError::Interrupted),
-                Err(error) => return Err(TargetError::Broken(error.to_string())),
-            }
-        }
+        self.settle()?;
         Ok(held)
     }
 

@@ -119,7 +119,7 @@ pub fn run_script_then<T: std::fmt::Debug>(
     look: impl FnOnce(&Guest, Standstill<'_>) -> T,
 ) -> Result<(Session, T), Unlaunched<T>> {
     // 1. A guest.
-    let builder = setup.builder.seed(setup.seed).timeout(stop.limit());
+    let builder = script.furnish(setup.builder.seed(setup.seed).timeout(stop.limit()));
     let mut guest = match builder.start(setup.console) {
         Ok(guest) => guest,
         Err(error) => {

@@ -179,6 +179,13 @@ pub trait Target {
     /// [`TargetError::Unable`] when nothing can be taken.
     fn seize(&mut self, target: PressureTarget) -> Result<PressureReport, TargetError>;
 
+    /// Asks the guest's driver to have `target` in the balloon, and in virtual time lets the
+    /// threads run that this wakes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unable`] when the guest cannot be asked.
+    fn squeeze(&mut self, target: Pages) -> Result<PressureReport, TargetError>;
+
     /// Gives all seized memory back, and in virtual time lets the threads run that wait for it.
     /// Returns the pages that are still seized.
     ///

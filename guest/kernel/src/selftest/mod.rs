@@ -3,6 +3,7 @@
 //! It runs under any PVH loader, without rings, reports on the serial line, and ends by the exit
 //! port. A check that fails reports why, and the others still run.
 
+pub mod balloon;
 mod faults;
 mod kmem;
 mod paging;

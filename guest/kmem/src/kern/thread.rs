@@ -21,6 +21,8 @@ pub const PAGEDAEMON_TID: u32 = 65;
 pub const PAGEZERO_TID: u32 = 66;
 /// The thread that does, for others, work that may sleep. The numbers of idle threads are below it.
 pub const TASKQ_TID: u32 = 500;
+/// The driver of the balloon.
+pub const BALLOON_TID: u32 = 501;
 
 pointer_links! {
     /// The list of all threads (`td_plist`).

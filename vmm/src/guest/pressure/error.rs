@@ -22,6 +22,18 @@ pub enum PressureError {
         /// Pages of the guest's memory.
         memory: Pages,
     },
+    /// The guest was built without a balloon.
+    #[error(
+        "the guest has no balloon; a script that has `squeeze` boots with one, and in the library \
+         `GuestBuilder::balloon` asks for it"
+    )]
+    NoBalloon,
+    /// The guest is dead, or died of the request: says of what.
+    #[error("the guest cannot answer: {0}")]
+    Died(String),
+    /// The wait for the guest was interrupted. The request stands.
+    #[error("the wait for the guest's balloon was interrupted")]
+    Interrupted,
     /// The guest has not booted so far that it has free pages.
     #[error("the guest has not set up its memory yet")]
     NotReady,

@@ -53,6 +53,14 @@ pub enum Refusal {
     NotFree,
     /// The guest's structures are damaged: says where.
     Damaged(String),
+    /// The balloon's driver says that it cannot go on, and why.
+    Driver(&'static str),
+    /// The guest has no driver for the balloon.
+    NoDriver,
+    /// The driver did not answer in the guest's time.
+    Silent,
+    /// The driver has not reached the target, and nothing in the guest runs any more.
+    AtRest,
     /// The pages were taken, but the host's kernel did not take all memory back: says why.
     NotDiscarded(String),
 }
@@ -61,6 +69,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFree => f.write_str("no more pages were free"),
+            Self::Driver(why) => f.write_str(why),
+            Self::NoDriver => f.write_str("the guest has no driver for the balloon"),
+            Self::Silent => f.write_str("the driver did not answer in time"),
+            Self::AtRest => f.write_str("the driver stopped without a word"),
             Self::Damaged(how) => write!(f, "the guest's structures make no sense: {how}"),
             Self::NotDiscarded(why) => write!(f, "the host did not take the memory back: {why}"),
         }

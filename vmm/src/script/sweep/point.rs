@@ -130,7 +130,8 @@ pub(super) struct Range<'a> {
 pub(super) fn shoot(range: &Range<'_>, armed: &Armed) -> Ran {
     let start = Instant::now();
     let stop = (range.stop)(range.limit);
-    let builder = armed.arm(range.item.builder.clone()).seed(range.item.seed).timeout(range.limit);
+    let builder = range.item.script.furnish(range.item.builder.clone());
+    let builder = armed.arm(builder).seed(range.item.seed).timeout(range.limit);
     let mut ran = Ran::default();
     // 1. The boot.
     let mut guest = match builder.start(None) {

@@ -368,6 +368,10 @@ impl Target for Watched<'_> {
         self.target.seize(target)
     }
 
+    fn squeeze(&mut self, target: Pages) -> Result<PressureReport, TargetError> {
+        self.target.squeeze(target)
+    }
+
     fn release(&mut self) -> Result<Pages, TargetError> {
         self.target.release()
     }

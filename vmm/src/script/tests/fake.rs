@@ -43,6 +43,8 @@ pub struct Fake {
     pub fires_after: Option<usize>,
     /// Pages that are seized.
     pub seized: Pages,
+    /// Pages in the balloon.
+    pub ballooned: Pages,
     /// Set to make the witness lie.
     pub skew: u64,
 }
@@ -93,6 +95,7 @@ impl Target for Fake {
         Ok(match name {
             "v_free_count" => 1000 - self.next / 4096,
             "seized_pages" => self.seized.0,
+            "balloon_pages" => self.ballooned.0,
             _ => 0,
         })
     }
@@ -127,6 +130,15 @@ impl Target for Fake {
         self.seized.0 += taken.0;
         let refused = (taken < asked).then_some(Refusal::NotFree);
         Ok(PressureReport { asked, taken, held: self.seized, back: taken, refused })
+    }
+
+    fn squeeze(&mut self, target: Pages) -> Result<PressureReport, TargetError> {
+        let (asked, before) = (target, self.ballooned);
+        self.ballooned = Pages(asked.0.min(500));
+        let held = self.ballooned;
+        let taken = Pages(held.0.saturating_sub(before.0));
+        let refused = (held < asked).then_some(Refusal::NotFree);
+        Ok(PressureReport { asked, taken, held, back: taken, refused })
     }
 
     fn release(&mut self) -> Result<Pages, TargetError> {

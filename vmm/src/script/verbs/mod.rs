@@ -16,6 +16,7 @@ mod join;
 mod on_lowmem;
 mod row;
 mod seize;
+pub(in crate::script) mod squeeze;
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, Op};
@@ -115,7 +116,7 @@ pub static VERBS: &[Verb] = &[
     later("zalloc", "NAME [FLAGS]"),
     later("zfree", "NAME ADDR"),
     later("zone_drain", "NAME"),
-    later("squeeze", "SIZE"),
+    squeeze::SQUEEZE,
     seize::SEIZE,
     seize::RELEASE,
     later("hog", "MAP PERCENT [CHUNK]"),

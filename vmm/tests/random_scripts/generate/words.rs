@@ -10,7 +10,7 @@ const COMPARES: [&str; 6] = ["==", "!=", "<", "<=", ">", ">="];
 const WRONG: [&str; 16] = [
     "malloc 4K",
     "zone_create z 64",
-    "squeeze 1M",
+    "madvise kmem_map 0 4K dontneed",
     "swap off",
     "snapshot file",
     "kmem_maloc kmem_map 4K",

@@ -53,6 +53,8 @@ pub enum Deferred {
     Pause = bit(PAUSE_VECTOR),
     /// The host has given pages back.
     Pages = bit(PAGES_VECTOR),
+    /// A device has something to say.
+    Device = bit(vectors::DEVICE_VECTOR),
     /// Another CPU has work for this one.
     Resched = bit(vectors::RESCHED_VECTOR),
     /// Another CPU waits until this one has flushed translations.
@@ -68,10 +70,11 @@ const fn bit(vector: u8) -> u32 {
 
 impl Deferred {
     /// In the order in which they are handled.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Shootdown,
         Self::Timer,
         Self::Pages,
+        Self::Device,
         Self::Doorbell,
         Self::Operation,
         Self::Pause,
@@ -107,9 +110,11 @@ fn handle(which: Deferred) {
             }
             crate::threads::handle_interrupt(which);
         }
-        Deferred::Doorbell | Deferred::Operation | Deferred::Pages | Deferred::Resched => {
-            crate::threads::handle_interrupt(which)
-        }
+        Deferred::Doorbell
+        | Deferred::Operation
+        | Deferred::Pages
+        | Deferred::Device
+        | Deferred::Resched => crate::threads::handle_interrupt(which),
         // This is the only deferral, and so no lock is owned; no handler is running either.
         Deferred::Pause => pause::stand_still(),
         Deferred::Shootdown => tlb::serve_others(),

@@ -9,6 +9,7 @@ mod entry;
 mod flush;
 pub mod instr;
 pub mod interrupt;
+pub mod ioapic;
 mod mem;
 pub mod nucleus;
 pub mod percpu;

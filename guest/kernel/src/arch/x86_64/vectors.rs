@@ -11,9 +11,10 @@ pub const OPERATION_VECTOR: u8 = 0x52;
 pub const RESCHED_VECTOR: u8 = 0x54;
 /// Another CPU waits until this one has flushed translations.
 pub const SHOOTDOWN_VECTOR: u8 = 0x56;
+pub use vmkern_abi::virtio::mmio::DEVICE_VECTOR;
 /// The first of the vectors that [`super::nucleus`] masks.
 pub const FIRST: u8 = TIMER_VECTOR;
 /// The last of these vectors.
-pub const LAST: u8 = SHOOTDOWN_VECTOR;
+pub const LAST: u8 = DEVICE_VECTOR;
 /// The local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
