@@ -31,6 +31,7 @@ pub mod layout;
 pub mod log;
 pub mod paging;
 pub mod pattern;
+pub mod pressure;
 pub mod pte;
 pub mod seize;
 pub mod virtio;

@@ -24,6 +24,6 @@
 pub use vmkern_inspect::{
     AbiMismatch, Anchors, CpuState, Crash, EntryView, Frame, InspectError, Inspection, Leaf,
     Leaves, List, Location, MEMORY_MAX, MEMORY_MIN, MapStats, NoCrashRecord, NotRam, NotThere,
-    ObjectView, PAGE_WORDS, PageRun, PageWords, Registers, RunState, Source, Standing, Symbols,
-    ThreadView, Unstoppable, View, What, WhatError, draw, report,
+    ObjectView, PAGE_WORDS, PageRun, PageWords, Registers, RunState, Source, StallTimes, Standing,
+    Symbols, ThreadView, Unstoppable, View, What, WhatError, draw, report,
 };

@@ -165,6 +165,10 @@ impl Cpu for KernelMachine {
         threads::clock().map_or(0, Clock::ticks)
     }
 
+    fn micros(&self) -> u64 {
+        threads::clock().map_or(0, Clock::micros)
+    }
+
     fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
         PerCpu::current().set_pcpu(pcpu);
     }

@@ -144,6 +144,9 @@ pub trait Cpu: Sized {
     /// [`Kern::hardclock`].
     fn ticks(&self) -> u64;
 
+    /// Microseconds since boot, read from the same clock.
+    fn micros(&self) -> u64;
+
     /// Sets the structure of this CPU. Called once on each CPU, before anything else of the memory
     /// system runs there.
     fn cpu_init(&self, pcpu: KPtr<Pcpu>);

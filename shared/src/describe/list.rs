@@ -115,8 +115,13 @@ describe!(Thread {
     sleepqueue,
     callout,
     md,
-    switches
+    switches,
+    stall_since,
+    stalled,
+    _pad
 });
+describe!(PressureLine { total, sampled, avg10, avg60 });
+describe!(Pressure { stalled, working, since, some, full, micros });
 describe!(Callout { deadline, sequence, child, sibling, prev });
 describe!(SleepQueue { hash_next, hash_prev, wchan, blocked, spare, _pad });
 describe!(ThreadList { head, tail });
@@ -131,6 +136,7 @@ describe!(Scheduler {
     callouts,
     callout_sequence,
     idle_passes,
+    pressure,
     tids,
     sleepqueues
 });
@@ -296,6 +302,8 @@ pub const STRUCTURES: &[Structure] = &[
     ThreadList::DESCRIPTION,
     RunQueue::DESCRIPTION,
     Scheduler::DESCRIPTION,
+    PressureLine::DESCRIPTION,
+    Pressure::DESCRIPTION,
     Pcpu::DESCRIPTION,
     PageCache::DESCRIPTION,
     TlbStats::DESCRIPTION,

@@ -16,6 +16,7 @@ mod object;
 mod page;
 mod pcpu;
 mod roots;
+mod stall;
 mod thread;
 mod zone;
 
@@ -30,5 +31,6 @@ pub use self::object::*;
 pub use self::page::*;
 pub use self::pcpu::*;
 pub use self::roots::*;
+pub use self::stall::*;
 pub use self::thread::*;
 pub use self::zone::*;

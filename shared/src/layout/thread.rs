@@ -8,10 +8,12 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::lock::Mtx;
 use super::lock_class::HeldLocks;
+use super::stall::Pressure;
 use crate::addr::{GuestVirt, KPtr};
 use crate::codes::codes;
 use crate::field::{Code, Field, Flag};
 use crate::kmem::WaitMessage;
+use crate::pressure::{STALL_CAUSES, StallCause};
 
 codes! {
     /// What a thread is doing (`td_state`).
@@ -94,6 +96,13 @@ pub struct Thread {
     pub md: [Field<u64>; 8],
     /// Times it was switched to.
     pub switches: Field<u64>,
+    /// When its sleep began, in microseconds since boot, while it sleeps for memory
+    /// ([`StallCause`](crate::pressure::StallCause)); otherwise 0.
+    pub stall_since: Field<u64>,
+    /// Microseconds that its sleeps for memory have taken, without one that goes on, by cause.
+    pub stalled: [Field<u64>; STALL_CAUSES],
+    #[doc(hidden)]
+    pub _pad: Field<u64>,
 }
 
 /// Words of [`Thread::md`], as the x86_64 kernel stores them for a thread that does not run.
@@ -132,6 +141,12 @@ impl Thread {
         (self.wchan.get() != GuestVirt::new(0)).then(|| WaitMessage::from_words(words))
     }
 
+    /// What it is stalled by, if it sleeps for memory.
+    #[must_use]
+    pub fn stall(&self) -> Option<StallCause> {
+        self.wait_message().and_then(StallCause::of)
+    }
+
     /// What it is doing, or `None` when the structure is damaged.
     #[must_use]
     pub fn state(&self) -> Option<ThreadState> {
@@ -139,7 +154,7 @@ impl Thread {
     }
 }
 
-const _: () = assert!(size_of::<Thread>() == 256);
+const _: () = assert!(size_of::<Thread>() == 320);
 const _: () = assert!(core::mem::offset_of!(Thread, name) == 16);
 const _: () = assert!(core::mem::offset_of!(Thread, wchan) == 48);
 const _: () = assert!(core::mem::offset_of!(Thread, kstack) == 64);
@@ -259,6 +274,8 @@ pub struct Scheduler {
     /// Time-outs of the kernel's own daemons that expired while all threads, including the idle
     /// thread, slept.
     pub idle_passes: Field<u64>,
+    /// Stalls on memory.
+    pub pressure: Pressure,
     /// Threads by the hash of their number.
     pub tids: [Field<KPtr<Thread>>; TID_HASH],
     /// Sleep queues by the hash of their channel.
@@ -277,6 +294,7 @@ impl Default for Scheduler {
             callouts: Field::default(),
             callout_sequence: Field::default(),
             idle_passes: Field::default(),
+            pressure: Pressure::default(),
             tids: core::array::from_fn(|_| Field::default()),
             sleepqueues: core::array::from_fn(|_| Field::default()),
         }

@@ -59,7 +59,9 @@ pub use self::error::chain;
 pub use self::handshake::{AbiMismatch, Handshake, shake};
 pub use self::list::List;
 pub use self::ram::{MEMORY_MAX, MEMORY_MIN, NotRam, PAGE_WORDS, PageWords};
-pub use self::read::{EntryView, Leaf, Leaves, MapStats, ObjectView, PageRun, ThreadView};
+pub use self::read::{
+    EntryView, Leaf, Leaves, MapStats, ObjectView, PageRun, StallTimes, ThreadView,
+};
 pub use self::report::{Inspection, NotThere, What, WhatError};
 pub use self::source::{Anchors, Source};
 pub use self::symbols::{Frame, Symbols};

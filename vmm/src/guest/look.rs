@@ -12,8 +12,8 @@ use super::pause::PAUSE_LIMIT;
 use crate::check::Report;
 use crate::check::Rule;
 use crate::inspect::{
-    Anchors, EntryView, InspectError, Inspection, MapStats, PageRun, Registers, Symbols,
-    ThreadView, Unstoppable, View, What,
+    Anchors, EntryView, InspectError, Inspection, MapStats, PageRun, Registers, StallTimes,
+    Symbols, ThreadView, Unstoppable, View, What,
 };
 use crate::kvm::boot::CONTROL;
 
@@ -37,6 +37,14 @@ impl Guest {
     /// [`InspectError::NotReady`] while the kernel has no clock; see [`InspectError`].
     pub fn now_micros(&self) -> Result<u64, InspectError> {
         self.look(|view| view.now_micros())
+    }
+
+    /// For how long threads have been stalled on memory, up to now; in a dead guest, until its end.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn stall_times(&self) -> Result<StallTimes, InspectError> {
+        self.look(|view| view.stall_times())
     }
 
     /// Size and use of a map.

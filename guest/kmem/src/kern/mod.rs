@@ -22,6 +22,7 @@ pub mod sched;
 pub(crate) mod seeded;
 pub mod shootdown;
 pub mod sleepq;
+mod stall;
 pub mod sx;
 pub mod synch;
 pub mod thread;

@@ -22,8 +22,8 @@ use vmkern_abi::layout::{
     Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Spread, Thread, ThreadList, ThreadState,
 };
 
-use super::Kern;
 use super::queue::{PointerSList, PointerTailQ, pointer_links};
+use super::{Kern, stall};
 use crate::kern::lock::LockClass;
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::machine::{Cpu, PhysMem};
@@ -210,6 +210,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Makes `thread`, which is on no queue, runnable (`setrunnable`, `sched_add`). Locks: the
     /// scheduler's.
     pub(crate) fn setrunnable(&self, thread: KPtr<Thread>) {
+        stall::can_run(self, thread);
         let cpu = self.sched_pickcpu(thread);
         self.runq_add(cpu, thread, Turn::Back);
         let current = self.get(cpu.curthread.get());

@@ -7,8 +7,8 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{SC_TABLESIZE, SleepQueue, Thread, ThreadState};
 
-use super::Kern;
 use super::queue::{PointerList, PointerSList, PointerTailQ, pointer_links};
+use super::{Kern, stall};
 use crate::machine::{Cpu, PhysMem};
 use crate::num::to_usize;
 
@@ -77,7 +77,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind the threads that
     /// already sleep there (`sleepq_add`).
     pub(crate) fn sleepq_add(&self, thread: KPtr<Thread>, channel: WaitChannel, wmesg: &str) {
-        let t = self.get(thread);
+        let (t, wmesg) = (self.get(thread), WaitMessage::new(wmesg));
         let own = t.sleepqueue.get();
         let queue = match self.sleepq_lookup(channel) {
             Some(queue) => {
@@ -92,9 +92,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
         t.sleepqueue.set(KPtr::NULL);
         self.sleepq_blocked(self.get(queue)).insert_tail(thread);
         t.wchan.set(channel.0);
-        for (field, word) in t.wmesg.iter().zip(WaitMessage::new(wmesg).words()) {
+        for (field, word) in t.wmesg.iter().zip(wmesg.words()) {
             field.set(word);
         }
+        stall::sleeps(self, thread, wmesg);
         t.state.put(ThreadState::Sleeping);
     }
 
@@ -129,6 +130,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             t.sleepqueue.set(self.sleepq_spare(q).remove_head());
         }
         // 3. It sleeps no more.
+        stall::wakes(self, thread);
         t.wchan.set(GuestVirt::new(0));
         t.wmesg.iter().for_each(|word| word.set(0));
         self.callout_stop(thread);

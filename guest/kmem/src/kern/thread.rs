@@ -7,10 +7,10 @@
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
-use super::Kern;
 use super::queue::{PointerSList, PointerTailQ, pointer_links};
 use super::sched::PRI_MAX_IDLE;
 use super::sleepq::WaitChannel;
+use super::{Kern, stall};
 use crate::machine::{Cpu, PhysMem};
 
 /// The thread that the boot becomes: the host's dispatcher, which is also the idle thread.
@@ -58,6 +58,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.wakeup(WaitChannel::of(thread));
         self.sched_lock();
         self.thread_unlink(thread);
+        stall::exits(self, thread);
         t.state.put(ThreadState::Zombie);
         self.zombies().insert_head(thread);
         self.mi_throw()

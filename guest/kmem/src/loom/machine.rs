@@ -216,6 +216,10 @@ impl machine::Cpu for Cpu {
         self.ticks.load(Ordering::Relaxed)
     }
 
+    fn micros(&self) -> u64 {
+        self.ticks() * 1000
+    }
+
     fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
         unreachable!("CPUs are made by the model: {}", pcpu.addr())
     }

@@ -137,6 +137,10 @@ impl machine::Cpu for Bare<Cpus> {
         0
     }
 
+    fn micros(&self) -> u64 {
+        0
+    }
+
     fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
         unreachable!("CPUs are made by the model: {}", pcpu.addr())
     }

@@ -245,6 +245,12 @@ impl Cpu for SimMachine {
         self.clock.load(Ordering::Relaxed)
     }
 
+    fn micros(&self) -> u64 {
+        let micros = |hz| u128::from(self.ticks()) * 1_000_000 / u128::from(hz);
+        let vm = self.vm().filter(|vm| vm.cnt().hz.get() != 0);
+        vm.map_or(0, |vm| u64::try_from(micros(vm.cnt().hz.get())).unwrap_or(u64::MAX))
+    }
+
     fn current_thread(&self) -> KPtr<Thread> {
         self.baton.holder()
     }

@@ -49,9 +49,9 @@ const LENT: [u8; 3] = [64, PVM, PUSER];
 /// Number of the thread that continues the boot.
 const BOOT_TID: u32 = 64;
 /// Number of the pagedaemon.
-const PAGEDAEMON_TID: u32 = 65;
+pub(super) const PAGEDAEMON_TID: u32 = 65;
 /// Number of the thread that clears free pages.
-const PAGEZERO_TID: u32 = 66;
+pub(super) const PAGEZERO_TID: u32 = 66;
 /// Its priority: below every other thread's, but above the idle threads'.
 const PAGEZERO_PRIORITY: u8 = PRI_MAX_IDLE - 4;
 /// Number of the balloon's driver.

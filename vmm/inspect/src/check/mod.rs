@@ -40,6 +40,7 @@ mod sched;
 mod seized;
 mod sleepq;
 mod stacks;
+mod stalls;
 mod table_rules;
 mod tables;
 #[cfg(test)]
@@ -62,7 +63,7 @@ use crate::view::View;
 
 /// The tables of rules, in the order of a report: first the rules that are checked while structures
 /// are read. Those about pages' states come when all pages have been claimed.
-static PARTS: [&Part; 32] = [
+static PARTS: [&Part; 33] = [
     &finding::PART,
     &page_array::PART,
     &owners::PART,
@@ -82,6 +83,7 @@ static PARTS: [&Part; 32] = [
     &sleepq::PART,
     &callouts::PART,
     &waits::PART,
+    &stalls::PART,
     &locks::PART,
     &stacks::PART,
     &handlers::PART,

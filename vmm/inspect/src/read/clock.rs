@@ -13,6 +13,7 @@ use vmkern_abi::layout::VmMeter;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::View;
+use crate::source::Source;
 
 /// The time since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +25,7 @@ pub(crate) struct Now {
 }
 
 /// The time; `None` while the kernel has no clock or its CPUs cannot be read.
-pub(crate) fn now(view: &View<'_>) -> Option<Now> {
-    let source = view.source();
+pub(crate) fn now(source: &dyn Source) -> Option<Now> {
     let at = source.anchors().control.checked_add(offset_of!(ControlRegion, clock) as u64)?;
     let mut base = ClockBase::new_zeroed();
     source.read(at, base.as_mut_bytes()).ok()?;
@@ -40,7 +40,7 @@ pub(crate) fn now(view: &View<'_>) -> Option<Now> {
 /// Sets `meter`'s ticks to the current number. The kernel itself writes it only at ticks at which
 /// it has work.
 pub(crate) fn set_ticks(view: &View<'_>, meter: &VmMeter) {
-    if let Some(now) = now(view) {
+    if let Some(now) = now(view.source()) {
         meter.ticks.update_locked(|ticks| ticks.max(now.ticks));
     }
 }

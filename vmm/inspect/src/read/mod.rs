@@ -6,6 +6,7 @@ pub(crate) mod clock;
 pub(crate) mod leaves;
 mod maps;
 mod pages;
+pub(crate) mod stalls;
 mod threads;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
@@ -15,6 +16,7 @@ use vmkern_abi::layout::{KernelRoots, VmMeter};
 pub use self::leaves::{Leaf, Leaves};
 pub use self::maps::{EntryView, MapStats, ObjectView};
 pub use self::pages::PageRun;
+pub use self::stalls::StallTimes;
 pub use self::threads::ThreadView;
 use crate::error::InspectError;
 use crate::view::View;
@@ -60,7 +62,15 @@ impl View<'_> {
     /// # Errors
     /// [`InspectError::NotReady`] while the kernel has no clock.
     pub fn now_micros(&self) -> Result<u64, InspectError> {
-        clock::now(self).map(|now| now.micros).ok_or(InspectError::NotReady("clock"))
+        clock::now(self.source()).map(|now| now.micros).ok_or(InspectError::NotReady("clock"))
+    }
+
+    /// For how long threads have been stalled on memory.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn stall_times(&self) -> Result<StallTimes, InspectError> {
+        stalls::times(self)
     }
 
     /// Size and use of a map.

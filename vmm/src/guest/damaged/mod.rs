@@ -9,6 +9,7 @@ mod map_state;
 mod object_rules;
 mod pages;
 mod sleepers;
+mod stalls;
 mod table_rules;
 mod threads;
 mod translations;

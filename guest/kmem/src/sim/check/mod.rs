@@ -9,11 +9,15 @@ use std::collections::BTreeMap;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{EntryFlags, ObjectType, VmObject, ZoneItem, index_above};
+use vmkern_abi::layout::{
+    EntryFlags, ObjectType, Thread, ThreadState, VmObject, ZoneItem, index_above,
+};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 pub use self::physical::check_zeros;
 use super::{Sim, SimAccess};
+use crate::kern::sched::PRI_MAX_IDLE;
+use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::num::to_usize;
 use crate::window::PageTable;
 
@@ -26,6 +30,7 @@ pub fn check(sim: &Sim) {
 pub fn check_holding(sim: &Sim, held: u64) {
     let state = sim.vm().state();
     assert_eq!(sim.vm().held_locks().bits(), 0, "locks are held");
+    check_stalls(sim);
     let translations = translations(sim);
     let objects = Objects::find(sim);
     maps::check(sim, &objects, &translations);
@@ -67,6 +72,24 @@ pub fn check_holding(sim: &Sim, held: u64) {
         + objects.0.values().map(wired_in).sum::<u64>();
     assert_eq!(wired, known + held, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
+}
+
+/// Checks the counts of stalled and of working threads, and that each stalled thread has a
+/// beginning.
+fn check_stalls(sim: &Sim) {
+    let (vm, pressure) = (sim.vm(), &sim.vm().state().sched.pressure);
+    let threads = || vm.threads().map(|thread| vm.get(thread));
+    let stalled = threads().filter(|t| t.stall().is_some()).count();
+    let works = |t: &&Thread| {
+        matches!(t.state(), Some(ThreadState::Running | ThreadState::Runnable))
+            && t.base_priority.get() != PRI_MAX_IDLE
+            && ![PAGEDAEMON_TID, PAGEZERO_TID].contains(&t.tid.get())
+    };
+    let counts = (to_usize(pressure.stalled.get().into()), to_usize(pressure.working.get().into()));
+    assert_eq!(counts, (stalled, threads().filter(works).count()), "stalled and working threads");
+    for t in threads().filter(|t| t.stall().is_none()) {
+        assert_eq!(t.stall_since.get(), 0, "thread {} is not stalled", t.tid.get());
+    }
 }
 
 /// An object, as the entries of all maps and its own index describe it.

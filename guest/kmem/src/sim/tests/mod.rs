@@ -17,6 +17,7 @@ mod points;
 mod scale;
 mod seize;
 mod shortage;
+mod stalls;
 mod threads;
 mod waits;
 mod windows;
