@@ -50,6 +50,7 @@ const CORPUS: &[&str] = &[
     "plain-free-wakes-nobody.kmem",
     "rollback.kmem",
     "smallest.kmem",
+    "stalls.kmem",
     "two-sleepers.kmem",
     "virtual-time.kmem",
     "wait-for-room.kmem",

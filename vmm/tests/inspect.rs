@@ -69,7 +69,8 @@ fn busy() -> Busy {
 fn everything(busy: &Busy) -> Vec<What> {
     let text = format!(
         "summary;maps;map kernel_map;map kmem_map;map {:#x};objects;pages;page 3;page 0x400;vtop \
-         {};vtop {};vtop 0x1000;pagetable;pagetable {}..{};threads;cpus;locks;fail",
+         {};vtop {};vtop 0x1000;pagetable;pagetable {}..{};threads;cpus;locks;fail;\
+         pressure",
         busy.submap.0, busy.block, busy.pageable, busy.block, busy.pageable,
     );
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();

@@ -48,6 +48,32 @@ fn escaped<'t>(
     Cow::Owned(out)
 }
 
+/// A size with three digits and a unit: `512.0 GiB`, `12 KiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    for (unit, shift) in UNITS {
+        if bytes >> shift > 0 {
+            let whole = bytes.trailing_zeros() >= shift && unit == "KiB";
+            let number = bytes as f64 / (1_u64 << shift) as f64;
+            return if whole {
+                format!("{number:.0} {unit}")
+            } else {
+                format!("{number:.1} {unit}")
+            };
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// `1 page`, `2 pages`; `1 entry`, `2 entries`.
+pub(crate) fn count(number: u64, what: &str) -> String {
+    match (number, what.strip_suffix('y')) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {what}s"),
+    }
+}
+
 fn as_rust(out: &mut String, c: char) {
     out.extend(c.escape_default());
 }

@@ -33,6 +33,7 @@ WHAT is one of:
   cpus                     every CPU
   locks                    how often locks were acquired and waited for, and translations flushed
   fail                     fail points: programmes, hits, and where one failed last
+  pressure                 what hurts, in words; for how long threads were stalled on memory
   diff OTHER               what is different in the dump OTHER
 
 Examples:

@@ -19,7 +19,7 @@ use crate::check::Report;
 use crate::dump::{Dump, Saving};
 use crate::guest::{LogEnd, Pages, PressureError, PressureReport, PressureTarget, SaveError};
 use crate::inspect::draw::draw;
-use crate::inspect::{InspectError, Inspection, View};
+use crate::inspect::{InspectError, Inspection, StallTimes, View};
 use crate::output::Destination;
 use crate::text::unstyled;
 use crate::{Crash, Guest, GuestError};
@@ -159,7 +159,12 @@ impl Target for GuestTarget {
         if name == names::SEIZED_PAGES {
             return Ok(self.guest.pressure().seized()?.0);
         }
-        let meter = self.guest.meter().map_err(|error| TargetError::Broken(error.to_string()))?;
+        let broken = |error: InspectError| TargetError::Broken(error.to_string());
+        if StallTimes::NAMES.contains(&name) {
+            let times = self.guest.stall_times().map_err(broken)?;
+            return Ok(times.by_name(name).unwrap_or(0));
+        }
+        let meter = self.guest.meter().map_err(broken)?;
         meter
             .by_name(name)
             .map(Field::get)

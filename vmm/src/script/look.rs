@@ -29,7 +29,7 @@ impl fmt::Display for Look {
 }
 
 /// The words that can follow `inspect`.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 14] = [
     "summary",
     "maps",
     "map",
@@ -42,6 +42,7 @@ pub(super) const NAMES: [&str; 13] = [
     "cpus",
     "locks",
     "fail",
+    "pressure",
     "diff",
 ];
 
@@ -59,6 +60,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
         "cpus" => WhatArg::Plain(What::Cpus),
         "locks" => WhatArg::Plain(What::Locks),
         "fail" => WhatArg::Plain(What::Fail),
+        "pressure" => WhatArg::Plain(What::Pressure),
         // 2. Views of one thing.
         "map" => WhatArg::Map(expr::map(lexer, scope)?),
         "page" => WhatArg::Page(expr::parse(lexer, scope, Blanks::End)?),

@@ -3,6 +3,8 @@
 use vmkern_abi::control::MapId;
 use vmkern_abi::layout::VmMeter;
 
+use crate::inspect::StallTimes;
+
 /// The properties of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MapField {
@@ -56,9 +58,9 @@ pub(super) const BALLOON_PAGES: &str = "balloon_pages";
 /// Counters that are not words of the kernel's meter.
 const DERIVED: [&str; 2] = [SEIZED_PAGES, BALLOON_PAGES];
 
-/// Every counter.
+/// Every counter: the kernel's own, and those that are computed from its structures.
 fn counters() -> impl Iterator<Item = &'static str> {
-    VmMeter::NAMES.iter().copied().chain(DERIVED)
+    VmMeter::NAMES.iter().copied().chain(DERIVED).chain(StallTimes::NAMES)
 }
 
 /// The counter called `name`, under its static name.
@@ -68,16 +70,7 @@ pub fn counter(name: &str) -> Option<&'static str> {
 }
 
 /// Names of the language whose features the kernel does not have yet.
-const LATER: [&str; 8] = [
-    "v_swappgsin",
-    "v_swappgsout",
-    "swap_free",
-    "stall_vmwait",
-    "stall_pfault",
-    "stall_nokva",
-    "stall_vmmaps",
-    "stall_total",
-];
+const LATER: [&str; 3] = ["v_swappgsin", "v_swappgsout", "swap_free"];
 
 /// Whether `name` is one of the language, but not yet of this kernel.
 pub(super) fn is_later(name: &str) -> bool {
@@ -101,7 +94,8 @@ mod tests {
         let language = "v_page_count v_free_count v_cache_count v_active_count v_inactive_count \
                         v_wire_count v_free_reserved v_free_min v_free_target v_interrupt_free_min \
                         v_faults v_zfod v_swapin v_swapout v_pdwakeups lowmem_events thread_count \
-                        ticks hz ncpu";
+                        ticks hz ncpu stall_vmwait stall_pfault stall_nokva stall_vmmaps \
+                        stall_total";
         for name in language.split_whitespace() {
             assert_eq!(counter(name), Some(name));
         }

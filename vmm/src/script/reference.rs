@@ -114,7 +114,7 @@ pub const RESULTS: [(&str, &str); 6] = [
 ];
 
 /// The names that expressions know without a `$`.
-pub const NAMES: [(&str, &str); 14] = [
+pub const NAMES: [(&str, &str); 16] = [
     ("`v_page_count`", "pages under management"),
     ("`v_free_count`", "pages that could be allocated"),
     ("`v_wire_count`", "wired pages"),
@@ -135,6 +135,17 @@ pub const NAMES: [(&str, &str); 14] = [
         "`ticks` `hz` `ncpu`",
         "clock ticks since boot (ticks of the clock, whether or not the kernel had something to \
          do at them), ticks a second, CPUs",
+    ),
+    (
+        "`stall_vmwait` `stall_pfault` `stall_nokva` `stall_vmmaps` `stall_vmpfw` \
+         `stall_zonelimit` `stall_total`",
+        "microseconds that all threads together have slept with that wait message, and with any \
+         of them; sleeps that go on are counted up to now",
+    ),
+    (
+        "`stall_some` `stall_full`",
+        "microseconds during which at least one thread slept so, and during which no other thread \
+         worked either",
     ),
     ("`MAP.min` `MAP.max`", "first address of a map, first address past it"),
     ("`MAP.size` `MAP.entries` `MAP.max_free`", "bytes in use, entries, bytes of the largest hole"),
@@ -160,6 +171,7 @@ mod tests {
     use vmkern_abi::layout::VmMeter;
 
     use super::*;
+    use crate::inspect::StallTimes;
     use crate::script::words::KEYWORDS;
     use crate::script::{Source, names, parse};
 
@@ -175,7 +187,7 @@ mod tests {
     #[test]
     fn every_name_that_an_expression_knows_is_in_the_table() {
         let told = words(&NAMES);
-        for name in VmMeter::NAMES {
+        for name in VmMeter::NAMES.iter().chain(&StallTimes::NAMES) {
             assert!(told.contains(name), "{name} is missing");
         }
         for name in told.iter().filter(|name| !name.starts_with("MAP.")) {

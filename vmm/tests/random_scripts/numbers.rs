@@ -69,7 +69,7 @@ const WRONG: [&str; 10] = [
     "1-2",
     "1/0",
     "$nothing",
-    "stall_total",
+    "swap_free",
     "rand(2,1)",
     "kmem_map",
     "hex(1)",

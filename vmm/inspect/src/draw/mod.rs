@@ -12,6 +12,7 @@ mod objects;
 mod page;
 mod pages;
 mod pagetable;
+mod pressure;
 mod summary;
 mod table;
 mod text;
@@ -45,6 +46,7 @@ pub fn draw(inspection: &Inspection) -> String {
         Body::Cpus(report) => cpus::draw(report),
         Body::Locks(report) => locks::draw(report),
         Body::Fail(report) => fail::draw(report),
+        Body::Pressure(report) => pressure::draw(report),
         Body::Diff(report) => diff::draw(report),
     };
     damage(&mut out, &inspection.damage, inspection.damage_left_out);

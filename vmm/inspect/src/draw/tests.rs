@@ -5,14 +5,16 @@ use vmkern_abi::pte::PteFlags;
 
 use super::{WIDTH, draw};
 use crate::report::{
-    Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage,
-    DiffReport, EntryReport, FailPointReport, FailReport, FireReport, FreeList, Hex, Inspection,
-    InterruptReport, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff,
-    MapEntriesReport, MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief,
-    ObjectRef, ObjectReport, ObjectsReport, PageCacheReport, PageChange, PageChangeCount,
-    PageReport, PageState, PageTableReport, PagesReport, Picture, PteChange, PteState, Queues,
-    RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport, Stretch,
-    SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
+    Body, CachedPages, CauseReport, Change, Changes, Counted, CounterChange, CpuReport, CpusReport,
+    Damage, DiffReport, EntryReport, FailPointReport, FailReport, FireReport, FreeList, Hex,
+    Inspection, InterruptReport, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff,
+    MapEntriesReport, MapLine, MapReport, MapRoom, MappedReport, MappingReport, MapsReport,
+    ObjectBrief, ObjectRef, ObjectReport, ObjectsReport, PageCacheReport, PageChange,
+    PageChangeCount, PageReport, PageState, PageTableReport, PagesReport, Picture,
+    PressureLineReport, PressureReport, PteChange, PteState, Queues, RamReport, Region,
+    RegisterReport, RunReport, SCHEMA, SegmentReport, Share, StalledThread, StepReport, Stretch,
+    SummaryReport, Tables, ThreadReport, ThreadsReport, ThresholdReport, TlbReport, Use, UseCount,
+    VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
@@ -486,6 +488,66 @@ fn locks_are_summed_and_told_by_cpu() {
         ],
     };
     check(include_str!("golden/locks.txt"), Body::Locks(report), Vec::new());
+}
+
+#[test]
+fn pressure_begins_with_what_hurts() {
+    let line = |avg10, avg60, total| PressureLineReport {
+        avg10: Share(avg10),
+        avg60: Share(avg60),
+        total,
+    };
+    let cause = |cause, sleepers, micros| CauseReport { cause, sleepers, micros };
+    let threshold = |name, pages| ThresholdReport { name, pages };
+    let room = |name: &str, free_bytes, holes, largest_hole, waiters| MapRoom {
+        name: name.to_owned(),
+        free_bytes,
+        holes,
+        largest_hole,
+        waiters,
+    };
+    let thread = |tid: u32, micros, now, map: Option<&str>| StalledThread {
+        tid,
+        name: format!("t{tid}"),
+        micros,
+        causes: vec![("vmwait", micros)],
+        now,
+        for_micros: now.map(|_| 1500),
+        map: map.map(str::to_owned),
+    };
+    let report = PressureReport {
+        diagnosis: vec![
+            "37 pages free, below v_free_reserved 40: NORMAL allocations fail or wait, SYSTEM \
+             ones get a page"
+                .to_owned(),
+            "kmem_map has 3.1 MiB free in holes of at most 12 KiB: fragmentation, not shortage"
+                .to_owned(),
+        ],
+        now: 12_345_678,
+        state: "some",
+        some: line(6321, 1535, 10_000_000),
+        full: line(0, 9, 1500),
+        free_pages: 37,
+        pages: 15_797,
+        thresholds: vec![
+            threshold("v_free_target", 800),
+            threshold("v_free_min", 200),
+            threshold("v_free_reserved", 40),
+            threshold("v_interrupt_free_min", 2),
+        ],
+        pages_wanted: 0,
+        causes: vec![cause("vmwait", 1, 9_998_500), cause("nokva", 1, 1500)],
+        threads: vec![
+            thread(3, 9_998_500, Some("vmwait"), None),
+            thread(4, 1500, Some("nokva"), Some("kmem_map")),
+            thread(5, 700_000, None, None),
+        ],
+        maps: vec![
+            room("kernel_map", 400 << 20, 12, 399 << 20, 0),
+            room("kmem_map", 0x31_a000, 270, 12 << 10, 1),
+        ],
+    };
+    check(include_str!("golden/pressure.txt"), Body::Pressure(Box::new(report)), Vec::new());
 }
 
 #[test]

@@ -4,23 +4,7 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::pte::PteFlags;
 
 pub(super) use crate::style::{BAD, FAINT, GOOD, STRONG};
-
-/// A size with three digits and a unit: `512.0 GiB`, `12 KiB`.
-pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    for (unit, shift) in UNITS {
-        if bytes >> shift > 0 {
-            let whole = bytes.trailing_zeros() >= shift && unit == "KiB";
-            let number = bytes as f64 / (1_u64 << shift) as f64;
-            return if whole {
-                format!("{number:.0} {unit}")
-            } else {
-                format!("{number:.1} {unit}")
-            };
-        }
-    }
-    format!("{bytes} B")
-}
+pub(super) use crate::text::{count, size};
 
 /// The size of `pages` pages.
 pub(super) fn pages_size(pages: u64) -> String {
@@ -33,15 +17,6 @@ pub(super) fn span(bytes: u64) -> String {
         bytes if bytes >> 30 > 0 => format!("{}G", bytes >> 30),
         bytes if bytes >> 20 > 0 => format!("{}M", bytes >> 20),
         bytes => format!("{}K", bytes >> 10),
-    }
-}
-
-/// `1 page`, `2 pages`; `1 entry`, `2 entries`.
-pub(super) fn count(number: u64, what: &str) -> String {
-    match (number, what.strip_suffix('y')) {
-        (1, _) => format!("1 {what}"),
-        (_, Some(stem)) => format!("{number} {stem}ies"),
-        (_, None) => format!("{number} {what}s"),
     }
 }
 

@@ -8,6 +8,7 @@ mod bar;
 mod census;
 mod cpus;
 mod damage;
+mod diagnosis;
 mod diff;
 mod entries;
 mod fail;
@@ -19,6 +20,7 @@ mod page;
 mod page_caches;
 mod pages;
 mod pagetable;
+mod pressure;
 mod stack;
 mod summary;
 mod survey;
@@ -48,6 +50,9 @@ pub use self::page::{MappingReport, PageReport, PageState};
 pub use self::page_caches::PageCacheReport;
 pub use self::pages::{Counted, FreeList, PagesReport, Picture, ROW, UseCount, row_address};
 pub use self::pagetable::{PageTableReport, RunReport, Tables};
+pub use self::pressure::{
+    CauseReport, MapRoom, PressureLineReport, PressureReport, Share, StalledThread, ThresholdReport,
+};
 pub use self::summary::{LockReport, MapLine, RamReport, SummaryReport};
 use self::survey::Survey;
 pub use self::survey::{MAP_NAMES, MapName, ObjectRef};
@@ -107,6 +112,8 @@ pub enum Body {
     Locks(LocksReport),
     /// `fail`.
     Fail(FailReport),
+    /// `pressure`.
+    Pressure(Box<PressureReport>),
     /// `diff`.
     Diff(Box<DiffReport>),
 }
@@ -177,7 +184,7 @@ impl Inspection {
                     }
                 })?))
             }
-            // 3. Addresses, threads, CPUs, locks and fail points.
+            // 3. Addresses, threads, CPUs, locks, fail points and pressure.
             What::Vtop(va) => Body::Vtop(Box::new(walk::vtop(&survey, *va))),
             What::PageTable(first, last) => {
                 Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last)))
@@ -186,6 +193,7 @@ impl Inspection {
             What::Cpus => Body::Cpus(cpus::cpus(&survey, symbols)),
             What::Locks => Body::Locks(locks::locks(&survey)),
             What::Fail => Body::Fail(fail::fail(&survey, symbols)),
+            What::Pressure => Body::Pressure(Box::new(pressure::pressure(&survey))),
         };
         Ok(Self::new(source, body, [survey]))
     }

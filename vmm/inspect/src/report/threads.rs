@@ -15,7 +15,7 @@ use crate::symbols::Symbols;
 const THREAD: &str = "thread";
 
 /// More threads than any kernel creates.
-const THREADS_MAX: u64 = 1 << 16;
+pub(super) const THREADS_MAX: u64 = 1 << 16;
 /// More CPUs than any guest has.
 pub(super) const CPUS_MAX: u64 = 256;
 

@@ -34,6 +34,8 @@ pub enum What {
     Locks,
     /// Fail points.
     Fail,
+    /// Pressure on memory.
+    Pressure,
 }
 
 /// A request that makes no sense.
@@ -59,7 +61,7 @@ pub enum WhatError {
 crate::debug_as_printed!(WhatError);
 
 /// The names, with their arguments.
-const USAGES: [(&str, &str); 12] = [
+const USAGES: [(&str, &str); 13] = [
     ("summary", "summary"),
     ("maps", "maps"),
     ("map", "map NAME"),
@@ -72,6 +74,7 @@ const USAGES: [(&str, &str); 12] = [
     ("cpus", "cpus"),
     ("locks", "locks"),
     ("fail", "fail"),
+    ("pressure", "pressure"),
 ];
 
 /// In the form that [`What::parse`] reads.
@@ -95,6 +98,7 @@ impl fmt::Display for What {
             Self::Cpus => f.write_str("cpus"),
             Self::Locks => f.write_str("locks"),
             Self::Fail => f.write_str("fail"),
+            Self::Pressure => f.write_str("pressure"),
         }
     }
 }
@@ -158,6 +162,7 @@ impl What {
             "cpus" => none(Self::Cpus),
             "locks" => none(Self::Locks),
             "fail" => none(Self::Fail),
+            "pressure" => none(Self::Pressure),
             "map" => map_name(one()?).map(Self::Map).map_err(wrong),
             "page" => number(one()?).map(Self::Page).map_err(wrong),
             "vtop" => number(one()?).map(|va| Self::Vtop(GuestVirt::new(va))).map_err(wrong),
@@ -217,9 +222,18 @@ mod tests {
 
     #[test]
     fn each_thing_is_known_with_its_arguments() {
-        for name in
-            ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "fail", "pagetable"]
-        {
+        for name in [
+            "summary",
+            "maps",
+            "objects",
+            "pages",
+            "threads",
+            "cpus",
+            "locks",
+            "fail",
+            "pressure",
+            "pagetable",
+        ] {
             assert!(parse(name).is_ok(), "{name}");
             assert!(
                 matches!(parse(&format!("{name} more")), Err(WhatError::Arguments { .. })),

@@ -180,10 +180,10 @@ fn an_error_names_line_and_column() {
             "`swap_free` is part of the language, but not yet of this kernel",
         ),
         (
-            "assert stall_total == 0",
+            "assert v_swappgsin == 0",
             1,
             8,
-            "`stall_total` is part of the language, but not yet of this kernel",
+            "`v_swappgsin` is part of the language, but not yet of this kernel",
         ),
     ];
     for (text, line, column, message) in cases {

@@ -94,7 +94,7 @@ impl Param {
             }
             Self::Look => {
                 "summary, maps, map NAME, objects, pages, page PFN, vtop ADDR, \
-                 pagetable [START..END], threads, cpus, locks, fail, diff FILE"
+                 pagetable [START..END], threads, cpus, locks, fail, pressure, diff FILE"
             }
         }
     }
