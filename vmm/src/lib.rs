@@ -26,6 +26,7 @@
 //! | [`check`] | whether the kernel's structures agree with each other and with the page tables |
 //! | [`dump`] | a guest's memory in a file |
 //! | [`script`] | the `.kmem` language |
+//! | [`schedule`] | memory pressure by a plan: steps, ramps, and a closed loop |
 //! | [`testing`] | guests in tests: typed calls, expectations, a check at the end |
 //! | [`doctor`] | what this host can do for guests |
 //! | [`bench`](mod@bench) | measurements |
@@ -42,6 +43,7 @@ pub mod inspect;
 mod kernel;
 mod kvm;
 pub mod prelude;
+pub mod schedule;
 pub mod script;
 mod spelling;
 mod system;
