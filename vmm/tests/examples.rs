@@ -38,6 +38,9 @@ const LIMIT: &str = "600";
 /// The names of scripts in examples.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
+/// The schedule in examples.
+const SCHEDULE: &str = "[[step]]\nafter = 1\ntarget = \"1M\"\n";
+
 /// Scripts of the corpus for the examples' directory `tests/scripts`: only a few, because other
 /// tests run all of them.
 const CORPUS: &[&str] = &[
@@ -106,6 +109,7 @@ impl Place {
         for name in SCRIPTS {
             fs::write(place.0.path().join(name), SCRIPT).expect("a file can be written");
         }
+        fs::write(place.0.path().join("pressure.toml"), SCHEDULE).expect("a file can be written");
         for image in ["guest.img", "before.img", "after.img"] {
             let output = place.sh(&format!("vmkern run --save-dump {image} FILE.kmem"));
             assert!(output.status.success(), "{output:?}");

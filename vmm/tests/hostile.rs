@@ -249,7 +249,8 @@ fn drops_lines(code: Code, count: u32) -> Code {
 fn report_of(code: Code) -> RunReport {
     let script = parse(&Source::new("test.kmem", "let a = 1")).expect("the script is good");
     let builder = tiny(code);
-    let setup = Setup { builder, seed: 0, console: Some(Box::new(std::io::sink())) };
+    let setup =
+        Setup { builder, seed: 0, console: Some(Box::new(std::io::sink())), pressure: None };
     let stop = Stop::after(SHORT);
     match run_script_then(&script, setup, &stop, &mut |_: &Step| {}, |_, _| ()) {
         Ok((session, ())) => session.report(Vec::new()),

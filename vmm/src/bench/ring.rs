@@ -162,7 +162,7 @@ fn script() -> Result<ScriptBench, BenchError> {
     let source = Source::from_bytes("bench", text.as_bytes())
         .map_err(|_| BenchError::Script("not UTF-8".into()))?;
     let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
-    let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
+    let setup = Setup { builder: Guest::builder(), seed: 0, console: None, pressure: None };
     let session = run_script(&script, setup, &Stop::after(super::LIMIT), &mut |_: &Step| {})?;
     let seconds = start.elapsed().as_secs_f64();
     match session.ending.status() {

@@ -59,7 +59,7 @@ pub fn at_end<R: Reporter>(
     // 2. The run, and the look while the guest is still there. None is wanted after a Ctrl-C.
     let stop = signals.stop(guest.timeout());
     super::print::run_begins(&stop);
-    let setup = Setup { builder, seed: guest.seed(), console: None };
+    let setup = Setup { builder, seed: guest.seed(), console: None, pressure: None };
     let look = |guest: &Guest, at: Standstill<'_>| match at {
         Standstill::Ended(Ending::Interrupted) | Standstill::Unready(_) => None,
         Standstill::Ended(_) => Some(look(guest, &name)),

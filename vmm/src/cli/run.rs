@@ -7,11 +7,14 @@ use anyhow::Context as _;
 use clap::Args;
 use vmkern::Guest;
 use vmkern::guest::SaveError;
+use vmkern::input;
 use vmkern::output::{Destination, reserve_stdout};
+use vmkern::schedule::{Happened, Schedule};
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, RunReport, Session, Setup, Source, Standstill, Status,
-    Unlaunched, explain, launch_status, run_script_then,
+    BAD, Ending, FailureReport, GOOD, PressureRun, RunReport, Session, Setup, Source, Standstill,
+    Status, Unlaunched, explain, launch_status, run_script_then,
 };
+use vmkern::text;
 
 use super::guest::{GuestArgs, Precedence};
 use super::script::Unusable;
@@ -28,7 +31,11 @@ Examples:
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
   vmkern run --save-dump guest.img FILE.kmem
+  vmkern run --pressure pressure.toml FILE.kmem
   vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem";
+
+/// Most bytes of a schedule.
+const SCHEDULE_MAX: u64 = 1 << 20;
 
 /// Boots a guest and runs a script in it; without a script, takes the tour.
 #[derive(Debug, Args)]
@@ -66,6 +73,9 @@ pub struct RunArgs {
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
     #[arg(long, requires = "file")]
     check: bool,
+    /// Puts the guest's memory under pressure while the script runs, as this file says.
+    #[arg(long, value_name = "FILE.toml", requires = "file")]
+    pressure: Option<PathBuf>,
     #[command(flatten)]
     guest: GuestArgs,
 }
@@ -96,9 +106,10 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Err(unusable) => return refuse_script(args, &name, &unusable),
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
-    let builder = match guest.builder() {
-        Ok(builder) => builder,
-        Err(error) => return refuse_error(args, "a valid guest configuration", &error.into()),
+    let configured = guest.builder().map_err(anyhow::Error::from);
+    let (builder, pressure) = match configured.and_then(|guest| Ok((guest, pressure(args)?))) {
+        Ok(configured) => configured,
+        Err(error) => return refuse_error(args, "a valid guest configuration", &error),
     };
     let opened =
         console::open(args.console.as_deref()).and_then(|console| Ok((console, dump(args)?)));
@@ -113,7 +124,7 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let output = if args.json { Output::Written } else { Output::Shown };
     let trace = if args.verbose { Trace::Shown } else { Trace::Off };
     let mut collector = Collector::new(output, trace);
-    let setup = Setup { builder, seed: guest.seed(), console };
+    let setup = Setup { builder, seed: guest.seed(), console, pressure };
     let look = |guest: &Guest, at: Standstill<'_>| {
         let found = at_the_end(args, guest, &at);
         let saved = match dump.take() {
@@ -231,6 +242,7 @@ impl Run {
             collector.end(&report);
         }
         // 3. Complaints and the verdict, on standard error.
+        super::eprint(&given_up(session.pressure.as_ref()));
         super::eprint(&console::complaints(session.console_error.as_ref(), session.dropped_lines));
         if let Err(error) = saved {
             super::complain(&error.into());
@@ -246,6 +258,29 @@ impl Run {
         }
         status
     }
+}
+
+/// The schedule of pressure, if one was asked for.
+fn pressure(args: &RunArgs) -> anyhow::Result<Option<Schedule>> {
+    let Some(path) = &args.pressure else { return Ok(None) };
+    let name = text::name(path);
+    let cannot = || format!("cannot read the schedule {name}");
+    let bytes = input::read_regular(path, SCHEDULE_MAX).with_context(cannot)?;
+    let text = std::str::from_utf8(&bytes).with_context(cannot)?;
+    Ok(Some(Schedule::parse(&name, text)?))
+}
+
+/// What the schedule of pressure gave up, in words.
+fn given_up(run: Option<&PressureRun>) -> String {
+    let events = run.map_or(&[][..], |run| &run.events);
+    let mut told = String::new();
+    for event in events {
+        if let Happened::Left { why } = &event.what {
+            let (at, operations) = (event.at.micros, event.at.operations);
+            told.push_str(&format!("pressure, after operation {operations}, at {at} us: {why}\n"));
+        }
+    }
+    told
 }
 
 /// `1 step`, `2 steps`.

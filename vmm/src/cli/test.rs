@@ -329,7 +329,7 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     // 2. The run.
     let stop = signals.stop(guest.timeout());
     let mut keeper = Keeper::new(if args.json { Detail::Full } else { Detail::Brief });
-    let setup = Setup { builder, seed: guest.seed(), console };
+    let setup = Setup { builder, seed: guest.seed(), console, pressure: None };
     let look = |guest: &Guest, at: Standstill<'_>| match at {
         Standstill::Ended(ending) if args.check => super::check::at_end(guest, ending),
         _ => None,

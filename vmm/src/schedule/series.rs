@@ -64,6 +64,11 @@ impl Series {
         self.samples.push(sample);
     }
 
+    /// Adds a sample, if there is one.
+    pub fn extend(&mut self, sample: Option<Sample>) {
+        sample.into_iter().for_each(|sample| self.push(sample));
+    }
+
     /// The samples that were kept.
     #[must_use]
     pub fn samples(&self) -> &[Sample] {

@@ -13,6 +13,7 @@ use vmkern_abi::layout::{ThreadState, VmMeter};
 
 use super::look::Look;
 use super::names::{self, MapField};
+use super::pressed::{Pressing, PressureRun};
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::check::Report;
@@ -21,6 +22,7 @@ use crate::guest::{LogEnd, Pages, PressureError, PressureReport, PressureTarget,
 use crate::inspect::draw::draw;
 use crate::inspect::{InspectError, Inspection, StallTimes, View};
 use crate::output::Destination;
+use crate::schedule::Schedule;
 use crate::text::unstyled;
 use crate::{Crash, Guest, GuestError};
 
@@ -36,13 +38,37 @@ pub struct GuestTarget {
     since_drain: u32,
     /// Threads whose answers no wait expects any more, with the tags of the answers.
     left: BTreeMap<u16, u32>,
+    /// The schedule of pressure.
+    pressing: Option<Pressing>,
 }
 
 impl GuestTarget {
     /// Drives `guest`.
     #[must_use]
     pub fn new(guest: Guest) -> Self {
-        Self { guest, tail: Vec::new(), since_drain: 0, left: BTreeMap::new() }
+        Self { guest, tail: Vec::new(), since_drain: 0, left: BTreeMap::new(), pressing: None }
+    }
+
+    /// The same, under a schedule of pressure that acts between two operations.
+    #[must_use]
+    pub fn under(mut self, schedule: Option<Schedule>) -> Self {
+        self.pressing = schedule.map(Pressing::new);
+        self
+    }
+
+    /// Ends the schedule of pressure, if there is one: everything that it holds is given back.
+    pub fn end_pressure(&mut self) -> Option<PressureRun> {
+        let pressing = self.pressing.take()?;
+        Some(pressing.end(self))
+    }
+
+    /// An operation is over: the schedule does what it says for this moment. What it does itself
+    /// is not an operation.
+    fn press(&mut self) {
+        if let Some(mut pressing) = self.pressing.take() {
+            pressing.poll(self);
+            self.pressing = Some(pressing);
+        }
     }
 
     /// The guest.
@@ -93,6 +119,17 @@ impl GuestTarget {
         }
     }
 
+    /// Gives `pages` seized pages back, and in virtual time lets the threads run that wait for
+    /// them. Returns the pages that are still seized.
+    pub(super) fn give_back(&mut self, pages: Pages) -> Result<Pages, TargetError> {
+        if self.guest.pressure().seized()? == Pages(0) {
+            return Ok(Pages(0));
+        }
+        let held = self.guest.pressure().release(pages)?;
+        self.settle()?;
+        Ok(held)
+    }
+
     fn drain(&mut self) {
         self.since_drain = 0;
         keep_end(&mut self.tail, &self.guest.take_log());
@@ -128,6 +165,7 @@ impl Target for GuestTarget {
         }
         match self.call(context, op) {
             Ok(response) => {
+                self.press();
                 Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles })
             }
             Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
@@ -222,12 +260,7 @@ impl Target for GuestTarget {
     }
 
     fn release(&mut self) -> Result<Pages, TargetError> {
-        if self.guest.pressure().seized()? == Pages(0) {
-            return Ok(Pages(0));
-        }
-        let held = self.guest.pressure().release(Pages::ALL)?;
-        self.settle()?;
-        Ok(held)
+        self.give_back(Pages::ALL)
     }
 
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {

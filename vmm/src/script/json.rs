@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use vmkern_abi::ABI_VERSION;
 
 use super::outcome::{Ending, Failure, Status, Step};
+use super::pressed::PressureRun;
 use super::target::Panic;
 use super::{Diagnostic, NotUtf8};
 use crate::check::Report;
@@ -79,6 +80,9 @@ pub struct RunReport {
     pub dropped_log_lines: u64,
     /// Where it ran.
     pub environment: EnvironmentReport,
+    /// What the schedule of pressure did, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<PressureRun>,
 }
 
 /// A finished statement.
@@ -264,6 +268,7 @@ impl RunReport {
             stats: BTreeMap::new(),
             dropped_log_lines: 0,
             environment,
+            pressure: None,
         }
     }
 
@@ -314,6 +319,7 @@ impl RunReport {
             stats,
             dropped_log_lines: 0,
             environment,
+            pressure: None,
         }
     }
 }
@@ -385,15 +391,27 @@ struct RunEnd<'r> {
     stats: &'r BTreeMap<String, Stat>,
     dropped_log_lines: Exact,
     environment: &'r EnvironmentReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pressure: Option<&'r PressureRun>,
 }
 
 impl<'r> From<&'r RunReport> for RunEnd<'r> {
     fn from(report: &'r RunReport) -> Self {
         let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, .. } =
             report;
-        let RunReport { dropped_log_lines, environment, .. } = report;
+        let RunReport { dropped_log_lines, environment, pressure, .. } = report;
         let dropped_log_lines = Exact(*dropped_log_lines);
-        let (ok, status) = (*ok, *status);
-        Self { ok, status, outcome, failures, panic, stats, dropped_log_lines, environment }
+        let (ok, status, pressure) = (*ok, *status, pressure.as_ref());
+        Self {
+            ok,
+            status,
+            outcome,
+            failures,
+            panic,
+            stats,
+            dropped_log_lines,
+            environment,
+            pressure,
+        }
     }
 }

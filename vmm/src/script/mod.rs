@@ -12,7 +12,7 @@
 //! let text = "p = kmem_malloc kmem_map 8K NOWAIT\nkmem_free kmem_map $p 8K\n";
 //! let script = parse(&Source::new("pair.kmem", text)).map_err(|wrong| format!("{wrong:?}"))?;
 //!
-//! let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
+//! let setup = Setup { builder: Guest::builder(), seed: 0, console: None, pressure: None };
 //! let stop = Stop::after(Duration::from_secs(60));
 //! let mut steps = 0;
 //! let session = run_script(&script, setup, &stop, &mut |_: &Step| steps += 1)?;
@@ -47,6 +47,7 @@ mod observe;
 mod outcome;
 mod parser;
 mod perform;
+mod pressed;
 mod random;
 mod read;
 mod reference;
@@ -85,6 +86,7 @@ pub use self::outcome::{
     Ending, Failure, Status, StatusRow, Step, StepResult, number as show_number,
 };
 pub use self::parser::{parse, parse_with};
+pub use self::pressed::{PressureRun, Thresholds};
 pub use self::random::Random;
 pub use self::read::read_script;
 pub use self::reference::{LINES, Line, NAMES, NUMBERS, RESULTS};

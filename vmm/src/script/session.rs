@@ -12,9 +12,11 @@ use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, Stat
 use super::names::MapField;
 use super::observe::Observer;
 use super::outcome::{Ending, Status};
+use super::pressed::PressureRun;
 use super::stop::Stop;
 use super::target::{Panic, Target};
 use crate::guest::{Environment, LogEnd};
+use crate::schedule::Schedule;
 use crate::{Guest, GuestBuilder, GuestError, LaunchError};
 
 /// The setup of a run.
@@ -25,6 +27,8 @@ pub struct Setup {
     pub seed: u64,
     /// Where the kernel's log goes.
     pub console: Option<Box<dyn Write + Send>>,
+    /// Pressure on the guest's memory while the script runs.
+    pub pressure: Option<Schedule>,
 }
 
 /// A run that came to an end.
@@ -44,6 +48,8 @@ pub struct Session {
     /// Lines that are missing in that file: the kernel had no room for them, and must not wait for
     /// any.
     pub dropped_lines: u64,
+    /// What the schedule of pressure did, if there was one.
+    pub pressure: Option<PressureRun>,
 }
 
 /// A run that never began: there is no guest, or its kernel did not become ready.
@@ -119,7 +125,10 @@ pub fn run_script_then<T: std::fmt::Debug>(
     look: impl FnOnce(&Guest, Standstill<'_>) -> T,
 ) -> Result<(Session, T), Unlaunched<T>> {
     // 1. A guest.
-    let builder = script.furnish(setup.builder.seed(setup.seed).timeout(stop.limit()));
+    let mut builder = script.furnish(setup.builder.seed(setup.seed).timeout(stop.limit()));
+    if setup.pressure.as_ref().is_some_and(Schedule::needs_balloon) {
+        builder = builder.balloon();
+    }
     let mut guest = match builder.start(setup.console) {
         Ok(guest) => guest,
         Err(error) => {
@@ -137,13 +146,16 @@ pub fn run_script_then<T: std::fmt::Debug>(
     }
     // 3. The run.
     let environment = EnvironmentReport::from(guest.environment());
-    let mut target = GuestTarget::new(guest);
+    let mut target = GuestTarget::new(guest).under(setup.pressure);
     let ending = run(script, &mut target, setup.seed, stop, observer);
     // 4. The last questions to the guest.
+    let pressure = target.end_pressure();
     let stats = stats(&mut target);
     let seen = look(target.guest(), Standstill::Ended(&ending));
     let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = target.end();
-    Ok((Session { ending, stats, environment, log, console_error, dropped_lines }, seen))
+    let session =
+        Session { ending, stats, environment, log, console_error, dropped_lines, pressure };
+    Ok((session, seen))
 }
 
 /// Every counter that can be read, under the names that scripts use.
@@ -183,6 +195,7 @@ impl Session {
         let (stats, environment) = (self.stats.clone(), self.environment.clone());
         RunReport {
             dropped_log_lines: self.dropped_lines,
+            pressure: self.pressure.clone(),
             ..RunReport::ended(&self.ending, steps, stats, environment)
         }
     }

@@ -126,7 +126,7 @@ fn run(source: &Source, place: &Location<'_>) -> Result<(), ScriptFailure> {
     let options = script.guest();
     let stop = Stop::after(options.timeout.unwrap_or(DEFAULT_TIMEOUT));
     let seed = options.seed.unwrap_or(0);
-    let setup = Setup { builder: options.builder(), seed, console: None };
+    let setup = Setup { builder: options.builder(), seed, console: None, pressure: None };
     // 2. The run, and the check while the guest is there.
     let mut output = String::new();
     let mut observer = |step: &Step| {
