@@ -33,7 +33,7 @@ rules! {
 }
 
 /// Wait messages of threads that wait on channels of their own.
-const OWN: [&str; 6] = ["request", "sleep", "settle", "nokva", "stress", "spin"];
+const OWN: [&str; 7] = ["request", "sleep", "settle", "nokva", "stress", "spin", "balloon"];
 
 /// Checks that each sleeping thread has set the flag that its waker reads.
 fn check(ctx: &Context<'_>) {
