@@ -248,6 +248,7 @@ impl BootArgs {
 /// The inverse of [`BootArgs::parse`].
 impl fmt::Display for BootArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // 1. Words that are there or not.
         write!(f, "privilege={} time={}", self.privilege.name(), self.time.name())?;
         if self.selftest {
             f.write_str(" selftest")?;
@@ -258,6 +259,7 @@ impl fmt::Display for BootArgs {
         if self.zeroed {
             f.write_str(" zeroed")?;
         }
+        // 2. Words with a value.
         if let Some(control) = self.control {
             write!(f, " control={control:#x}")?;
         }

@@ -113,8 +113,11 @@ impl Squeeze {
         let result = match choice {
             0 => guest.pressure().seize(PressureTarget::Leave(Pages(pages.0 % 400))),
             1 => guest.pressure().seize(PressureTarget::More(pages)),
-            2 => return drop(guest.pressure().release(pages).expect("pages come back")),
-            _ => return drop(guest.pressure().release(Pages::ALL).expect("pages come back")),
+            choice => {
+                let pages = if choice == 2 { pages } else { Pages::ALL };
+                let _ = guest.pressure().release(pages).expect("pages come back");
+                return;
+            }
         };
         let report = result.expect("pages are taken");
         assert!(report.taken <= report.asked && report.taken <= report.held, "{report:?}");

@@ -7,12 +7,12 @@ use crate::layout::{PageFlags, VM_NFREELIST, VM_NFREEORDER};
 impl<S: Structures> Seize<'_, S> {
     /// Gives back `want` seized pages, or all if there are fewer, and calls `given` with the frames
     /// of each piece: first blocks, the largest that fit, then fresh memory. Blocks merge with free
-    /// buddies and go to the tails of their lists, as in a free. Nobody is woken. Returns the number
-    /// of pages.
+    /// buddies and go to the tails of their lists, as in a free. Nobody is woken. Returns the
+    /// number of pages.
     ///
     /// # Errors
-    /// [`Refused::Damaged`], after which the pieces of which `given` has heard are free, and nothing
-    /// else.
+    /// [`Refused::Damaged`], after which the pieces of which `given` has heard are free, and
+    /// nothing else.
     pub fn give_back(
         &self,
         want: u64,

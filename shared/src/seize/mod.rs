@@ -17,8 +17,8 @@
 //!    has ended before.
 //!
 //! **Records.** What is seized of a segment's fresh part is [`VmPhysSeg::end`] to
-//! [`VmPhysSeg::limit`]: two words change, whatever the amount. Other frames are in blocks as on the
-//! free lists, headed by a page with [`PageFlags::SEIZED`] on the list of the block's order in
+//! [`VmPhysSeg::limit`]: two words change, whatever the amount. Other frames are in blocks as on
+//! the free lists, headed by a page with [`PageFlags::SEIZED`] on the list of the block's order in
 //! [`KernelRoots::vm_seized_queues`]; `private` of that page is the order plus 1. `block`, by which
 //! the kernel recognises a buddy that it may merge, is 0. Other words of the pages keep their
 //! values, so it costs the same to seize a block of any order, unless the kernel knows pages to be
@@ -131,7 +131,7 @@ impl<'a, S: Structures> Seize<'a, S> {
         let found = dmap_to_phys(roots.addr()).and_then(|at| memory.structure(at));
         let damaged = Refused::Damaged { structure: "kernel roots", at: roots.addr() };
         let seize = Self { memory, roots: found.ok_or(damaged)? };
-        seize.unlocked()?;
+        seize.nothing_is_owned()?;
         Ok(seize)
     }
 
@@ -158,7 +158,7 @@ impl<'a, S: Structures> Seize<'a, S> {
     }
 
     /// That no lock is owned which guards what is changed here.
-    fn unlocked(&self) -> Result<(), Refused> {
+    fn nothing_is_owned(&self) -> Result<(), Refused> {
         let is_free = |lock: OwnedLock, mtx: &Mtx| match mtx.owner.get() & 0xffff {
             0 => Ok(()),
             owner => Err(Refused::Locked { lock, owner: owner - 1 }),

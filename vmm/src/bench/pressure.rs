@@ -54,6 +54,7 @@ pub fn pressure(
     touched: u64,
     watch: Watch<'_>,
 ) -> Result<PressureBench, BenchError> {
+    // 1. The measurements take turns, so a change of the host's load affects all of them.
     let mut used = used(touched)?;
     let mut unused = super::launch(Guest::builder().memory(UNUSED))?;
     let mut figures: [Vec<f64>; 7] = Default::default();
@@ -70,6 +71,7 @@ pub fn pressure(
             figures.iter_mut().zip(row).for_each(|(figures, figure)| figures.push(figure));
         }
     }
+    // 2. Ratios are taken round by round.
     let [seize, punch, few, all, taken, given, back] = &figures;
     Ok(PressureBench {
         rounds,

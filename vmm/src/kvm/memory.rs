@@ -280,8 +280,8 @@ impl GuestRam {
 
     /// Gives the memory behind `ranges`, which consist of whole pages and do not overlap, back to
     /// the host: it reads as zeros afterwards, and takes memory again when it is touched. Ranges
-    /// that touch are discarded together, and parts that take no memory are passed over. What is not
-    /// RAM is ignored.
+    /// that touch are discarded together, and parts that take no memory are passed over. What is
+    /// not RAM is ignored.
     ///
     /// # Errors
     /// When the host refuses it; some of the ranges may be discarded then.

@@ -202,8 +202,8 @@ impl Driver {
     /// Pages that the steps of a kind should hold at `at`.
     fn wanted(&mut self, number: usize, at: u64, guest: &mut dyn Squeeze) -> Result<Pages, String> {
         let hold = &mut self.holds[number];
-        let steps = self.schedule.steps.iter().enumerate();
-        let last = steps.filter(|(_, step)| step.kind == hold.kind && step.start <= at).next_back();
+        let mut steps = self.schedule.steps.iter().enumerate();
+        let last = steps.rfind(|(_, step)| step.kind == hold.kind && step.start <= at);
         let Some((index, step)) = last else { return Ok(Pages(0)) };
         let Some((time, part)) = step.part(at) else { return Ok(Pages(0)) };
         let goal = match step.target {

@@ -97,6 +97,7 @@ fn threads() -> impl Iterator<Item = String> {
 fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) -> Vec<String> {
     let maps = || MapId::NAMED.iter().map(|(name, _)| (*name).to_owned());
     match params.get(arguments.len()) {
+        // 1. The kind of the argument says it.
         Some(Param::Map(_)) => maps().chain(values(bound)).collect(),
         Some(Param::Number(_)) => numbers(word, bound),
         Some(Param::Seed) => numbers(word, bound).into_iter().chain(["zero".to_owned()]).collect(),
@@ -115,6 +116,7 @@ fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) 
             .map(str::to_owned)
             .collect(),
         Some(Param::Op | Param::File) => Vec::new(),
+        // 2. Some arguments have further words behind them.
         None if params == [Param::Fail] => {
             let site = arguments.first().and_then(|name| FailSite::from_name(name));
             site.into_iter().flat_map(fail_point::actions).map(str::to_owned).collect()

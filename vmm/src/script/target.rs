@@ -143,8 +143,8 @@ pub trait Target {
         None
     }
 
-    /// The counter of this name, one of those that expressions know. No operation is in flight except those
-    /// of blocked threads.
+    /// The counter of this name, one of those that expressions know. No operation is in flight
+    /// except those of blocked threads.
     ///
     /// # Errors
     /// When the guest's memory makes no sense.

@@ -1,9 +1,9 @@
 //! The driver of the virtio balloon: a thread that does as the host asks.
 //!
-//! **Protocol.** The thread sleeps until an interrupt, or a shortage of pages, has set [`NEWS`]. Then
-//! it moves towards the device's target in requests of at most [`Telling::PAGES`] pages, and writes
-//! `actual`. The thread has one request in progress at a time, so no page is used between its
-//! inflation and the device's answer, nor between the telling of its deflation and the answer.
+//! **Protocol.** The thread sleeps until an interrupt, or a shortage of pages, has set [`NEWS`].
+//! Then it moves towards the device's target in requests of at most [`Telling::PAGES`] pages, and
+//! writes `actual`. The thread has one request in progress at a time, so no page is used between
+//! its inflation and the device's answer, nor between the telling of its deflation and the answer.
 //!
 //! **Stopping.** When the allocator gives no more, the driver says why, if the device understands
 //! it ([`Features::STOPPED`]), and does not try again before the device has changed its

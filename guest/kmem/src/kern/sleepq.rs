@@ -47,6 +47,15 @@ pointer_links! {
     Blocked: Thread { next: sq_next, prev: sq_prev }
 }
 
+/// Whether a thread sleeps on `channel`: true only at this moment. Locks: takes the scheduler's.
+#[must_use]
+pub(crate) fn has_sleepers<M: PhysMem + Cpu>(kern: &Kern<M>, channel: WaitChannel) -> bool {
+    kern.sched_lock();
+    let found = kern.sleepq_lookup(channel).is_some();
+    kern.sched_unlock();
+    found
+}
+
 impl<M: PhysMem + Cpu> Kern<M> {
     /// The queues whose channels have the hash of `channel` (`SC_LOOKUP`).
     fn sleepq_chain(&self, channel: WaitChannel) -> PointerList<'_, M, HashChain> {
@@ -67,11 +76,6 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// The queue of `channel`, if a thread sleeps there (`sleepq_lookup`).
     fn sleepq_lookup(&self, channel: WaitChannel) -> Option<KPtr<SleepQueue>> {
         self.sleepq_chain(channel).find(|queue| self.get(queue).wchan.get() == channel.0)
-    }
-
-    /// Whether a thread sleeps on `channel`.
-    pub(crate) fn sleepq_is_used(&self, channel: WaitChannel) -> bool {
-        self.sleepq_lookup(channel).is_some()
     }
 
     /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind the threads that

@@ -137,16 +137,6 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Whether a thread sleeps on `channel`: true only at this moment. Locks: takes the
-    /// scheduler's.
-    #[must_use]
-    pub fn has_sleepers(&self, channel: WaitChannel) -> bool {
-        self.sched_lock();
-        let found = self.sleepq_is_used(channel);
-        self.sched_unlock();
-        found
-    }
-
     /// Wakes the thread that has slept longest on `channel` (`wakeup_one`). Otherwise like
     /// [`Kern::wakeup`].
     pub fn wakeup_one(&self, channel: WaitChannel) {

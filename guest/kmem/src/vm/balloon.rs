@@ -3,8 +3,8 @@
 //! The driver of the balloon takes blocks by the rules of a NORMAL request, the largest first, up
 //! to 2 MiB ([`Phys::balloon_take`]). A block is not taken while threads sleep for pages, nor when
 //! fewer than `v_free_reserved` pages would be left; as after any allocation the pagedaemon is
-//! woken below its threshold. Taken blocks count as handed out: `v_free_count` falls, `v_page_count`
-//! and the thresholds stay.
+//! woken below its threshold. Taken blocks count as handed out: `v_free_count` falls,
+//! `v_page_count` and the thresholds stay.
 //!
 //! Blocks go back in two steps. [`Phys::balloon_leave`] names the blocks of which the driver then
 //! tells the device. When the device has answered, [`Phys::balloon_free`] frees them, with the

@@ -1,9 +1,9 @@
 //! Pages that the host has taken, and gives back ([`vmkern_abi::seize`]).
 //!
-//! The host changes the free lists by itself, while all CPUs stand still, as an allocation or a free
-//! under the free queue's lock would. Two things are left to the kernel. As after any allocation,
-//! the next one below a threshold wakes the pagedaemon. And threads that wait for pages must be
-//! woken when pages come back: the host sends an interrupt, whose handler calls
+//! The host changes the free lists by itself, while all CPUs stand still, as an allocation or a
+//! free under the free queue's lock would. Two things are left to the kernel. As after any
+//! allocation, the next one below a threshold wakes the pagedaemon. And threads that wait for pages
+//! must be woken when pages come back: the host sends an interrupt, whose handler calls
 //! [`Phys::vm_pages_returned`].
 
 use super::phys::Phys;

@@ -17,7 +17,7 @@ use super::page::FreeQueue;
 use super::phys::Phys;
 use crate::kern::sched::{PSWP, PUSER, PVM};
 use crate::kern::seeded;
-use crate::kern::sleepq::WaitChannel;
+use crate::kern::sleepq::{WaitChannel, has_sleepers};
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{Cpu, PhysMem};
 
@@ -134,7 +134,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     pub(super) fn vm_page_sleepers(&self) -> bool {
         let channels =
             [self.free_count_channel(), self.pageout_pages_channel(), self.pages_wanted_channel()];
-        channels.into_iter().any(|channel| self.has_sleepers(channel))
+        channels.into_iter().any(|channel| has_sleepers(self, channel))
     }
 
     /// Whether a thread waits for pages to be freed.

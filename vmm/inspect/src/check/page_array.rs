@@ -5,6 +5,8 @@
 //! that a dump does not hold are zero, like the elements of fresh pages, and take no room here. So
 //! a wrong mark does not decide how much memory the check needs.
 
+use std::ops::Range;
+
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{KernelRoots, PageFlags, PageOflags, VmObject, VmPage, VmPhysSeg};
@@ -190,51 +192,63 @@ impl PageArray {
             else {
                 break;
             };
-            // 2. A valid segment: after the previous one, and within the array.
-            let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
-                Ok(seg) => seg,
-                Err(error) => {
-                    findings.unreadable(&error);
-                    break;
-                }
-            };
-            let (start, end) = (u64::from(seg.start.get()), u64::from(seg.end.get()));
+            // 2. One that is out of order makes all behind it doubtful.
             let limit = first_page.saturating_add(size);
-            // Nothing may be left of it, if all of it is seized.
-            let is_empty = u64::from(seg.limit.get()) <= start;
-            if start < below || end < start || is_empty || end > limit {
-                findings.add(&SEGMENT_ORDER, "vm_phys_seg", place, || {
-                    format!(
-                        "it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} \
-                         and {limit:#x}"
-                    )
-                });
+            let Some(segment) = array.segment_at(memory, place, below..limit, findings) else {
                 break;
-            }
-            // 3. Only pages below `fresh` were ever used.
-            let fresh = u64::from(seg.fresh.get());
-            if fresh < start || fresh > end {
-                findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
-                    format!(
-                        "its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}"
-                    )
-                });
-            }
-            // 4. Pages behind its end are seized, up to a limit.
-            let limit = u64::from(seg.limit.get());
-            if limit < end || limit > first_page.saturating_add(size) {
-                findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
-                    format!("it ends with page {end:#x}, but its limit is {limit:#x}")
-                });
-            }
-            let limit = limit.clamp(end, first_page.saturating_add(size));
-            let fresh = fresh.clamp(start, end);
-            let pages = array.read_pages(memory, start, fresh, findings);
-            let freelist = seg.freelist.get();
-            array.segments.push(Segment { start, end, limit, fresh, freelist, pages });
-            below = limit;
+            };
+            below = segment.limit;
+            array.segments.push(segment);
         }
         array
+    }
+
+    /// The segment described at `place`, with its pages, which lie within `room`.
+    fn segment_at(
+        &self,
+        memory: &Memory<'_>,
+        place: GuestVirt,
+        room: Range<u64>,
+        findings: &Findings,
+    ) -> Option<Segment> {
+        // 1. It lies after the previous one, and within the array. Nothing may be left of it, if
+        //    all of it is seized.
+        let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
+            Ok(seg) => seg,
+            Err(error) => {
+                findings.unreadable(&error);
+                return None;
+            }
+        };
+        let (start, end) = (u64::from(seg.start.get()), u64::from(seg.end.get()));
+        let is_empty = u64::from(seg.limit.get()) <= start;
+        if start < room.start || end < start || is_empty || end > room.end {
+            findings.add(&SEGMENT_ORDER, "vm_phys_seg", place, || {
+                let Range { start: below, end: limit } = room;
+                format!(
+                    "it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} and \
+                     {limit:#x}"
+                )
+            });
+            return None;
+        }
+        // 2. Only pages below `fresh` were ever used.
+        let fresh = u64::from(seg.fresh.get());
+        if fresh < start || fresh > end {
+            findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
+                format!("its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}")
+            });
+        }
+        // 3. Pages behind its end are seized, up to a limit.
+        let limit = u64::from(seg.limit.get());
+        if limit < end || limit > room.end {
+            findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
+                format!("it ends with page {end:#x}, but its limit is {limit:#x}")
+            });
+        }
+        let (limit, fresh) = (limit.clamp(end, room.end), fresh.clamp(start, end));
+        let pages = self.read_pages(memory, start, fresh, findings);
+        Some(Segment { start, end, limit, fresh, freelist: seg.freelist.get(), pages })
     }
 
     fn read_pages(

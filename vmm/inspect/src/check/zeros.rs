@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use super::context::Context;
 use super::free_lists::is_known_zero;
 use super::owners::Owner;
-use super::page_array::PageArray;
+use super::page_array::{Page, PageArray};
 use super::rule::rules;
+use crate::ram::PageWords;
 
 rules! {
     Some(check);
@@ -34,23 +35,20 @@ fn check(ctx: &Context<'_>) {
             continue;
         }
         match ctx.memory.page("free page", at) {
-            Ok(words) => {
-                let word = words
-                    .iter()
-                    .map(|word| word.load(Ordering::Relaxed))
-                    .enumerate()
-                    .find(|&(_, word)| word != 0);
-                if let Some((index, word)) = word {
-                    ctx.finding(&PAGE_ZERO, "vm_page", ctx.pages.address(pfn), || {
-                        let (flags, at) = (page.flags, index * 8);
-                        format!(
-                            "page {pfn:#x} is free and known to be zero ({flags:?}), but holds \
-                             {word:#x} at {at:#x}"
-                        )
-                    });
-                }
-            }
+            Ok(words) => check_zero(ctx, pfn, page, words),
             Err(error) => ctx.unreadable(&error),
         }
     }
+}
+
+/// Checks that `words`, the contents of free page `pfn`, are zeros.
+fn check_zero(ctx: &Context<'_>, pfn: u64, page: &Page, words: &PageWords) {
+    let words = words.iter().map(|word| word.load(Ordering::Relaxed)).enumerate();
+    let Some((index, word)) = { words }.find(|&(_, word)| word != 0) else { return };
+    ctx.finding(&PAGE_ZERO, "vm_page", ctx.pages.address(pfn), || {
+        let (flags, at) = (page.flags, index * 8);
+        format!(
+            "page {pfn:#x} is free and known to be zero ({flags:?}), but holds {word:#x} at {at:#x}"
+        )
+    });
 }

@@ -1,5 +1,5 @@
-//! Memory pressure from outside: the host takes pages of the guest, or asks for them, and gives them
-//! back.
+//! Memory pressure from outside: the host takes pages of the guest, or asks for them, and gives
+//! them back.
 //!
 //! **Protocol.** [`vmkern_abi::seize`] says what happens to the guest's structures. Here the guest
 //! is held for that, unless it stands still anyway, and goes on before the memory behind the pages

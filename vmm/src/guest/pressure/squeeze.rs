@@ -33,9 +33,9 @@ enum Outcome {
 }
 
 impl Pressure<'_> {
-    /// Asks the guest's driver to have `target` in the balloon, no more and no less, and waits until
-    /// that is so or the driver cannot go on. The memory of pages in the balloon is back at the
-    /// host. The guest must have been built with
+    /// Asks the guest's driver to have `target` in the balloon, no more and no less, and waits
+    /// until that is so or the driver cannot go on. The memory of pages in the balloon is back at
+    /// the host. The guest must have been built with
     /// [`GuestBuilder::balloon`](crate::GuestBuilder::balloon).
     ///
     /// In the report, `asked` is the target, `held` what is in the balloon then, and `taken` how
@@ -178,7 +178,7 @@ impl Pressure<'_> {
 
     /// Whether all CPUs of the guest are halted.
     fn is_halted(&self) -> bool {
-        let cpus = self.guest.look(|view| Ok(view.source().cpus()?));
+        let cpus = self.guest.look(|view| view.source().cpus());
         cpus.is_ok_and(|cpus| cpus.iter().all(|cpu| cpu.state == RunState::Halted))
     }
 }

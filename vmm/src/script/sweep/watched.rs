@@ -227,9 +227,9 @@ impl<'t> Watched<'t> {
         }
     }
 
-    /// Brings the guest to its end: gives seized memory back, joins threads, frees what the script holds and wakes the
-    /// threads that wait for room, again and again until nothing changes. Then the guest comes to
-    /// rest.
+    /// Brings the guest to its end: gives seized memory back, joins threads, frees what the script
+    /// holds and wakes the threads that wait for room, again and again until nothing changes. Then
+    /// the guest comes to rest.
     pub fn wind_up(&mut self) -> Result<(), Unwound> {
         self.target.release().map_err(Unwound::Lost)?;
         for round in 0..ROUNDS {
