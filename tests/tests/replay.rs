@@ -34,7 +34,8 @@ fn run(number: u64, history: &Replay) {
         history.settings.iter().fold(Guest::builder().memory(MEMORY), |builder, &(name, value)| {
             builder.tunable(name, value)
         });
-    let setup = Setup { builder: builder.time(TimeMode::Virtual), seed: 0, console: None };
+    let builder = builder.time(TimeMode::Virtual);
+    let setup = Setup { builder, seed: 0, console: None, pressure: None };
     let check = |guest: &Guest, _: Standstill<'_>| {
         guest.death().is_none().then(|| guest.check().expect("it can be checked"))
     };

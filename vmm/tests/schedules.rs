@@ -63,9 +63,9 @@ fn a_schedule_by_operations_gives_the_same_run_again_and_gives_everything_back()
     assert_eq!(first, [Some(204), Some(205), Some(205)]);
     // 2. The samples know what is held, and all of it is back at the end.
     let samples = pressure["samples"].as_array().expect("samples");
-    let seized = samples.iter().map(|sample| sample["seized"].as_u64().expect("a number"));
+    let mut seized = samples.iter().map(|sample| sample["seized"].as_u64().expect("a number"));
     assert_eq!(seized.clone().take(50).max(), Some(4096));
-    assert_eq!(seized.last(), Some(0));
+    assert_eq!(seized.next_back(), Some(0));
     let least = samples.iter().map(|sample| sample["free"].as_u64().expect("a number")).min();
     assert!(least.is_some_and(|free| free <= 400), "{least:?}");
     assert!(pressure["thresholds"]["v_free_min"].as_u64() > Some(0));

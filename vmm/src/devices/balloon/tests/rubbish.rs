@@ -103,7 +103,7 @@ fn a_length_of_four_gigabytes_costs_no_memory_and_ends() {
     let mut driver = Driver::new();
     driver.send(INFLATEQ, &[Desc::read(NUMBERS, u32::MAX - 3)]);
     assert_eq!((driver.used(INFLATEQ), driver.misuse(Misuse::Malformed)), (1, 1));
-    driver.send(REPORTINGQ, &[Desc::write(0, u32::MAX & !0xfff)]);
+    driver.send(REPORTINGQ, &[Desc::write(0, !0xfff)]);
     assert_eq!(driver.used(REPORTINGQ), 1);
     driver.send(STATSQ, &[Desc::read(NUMBERS, u32::MAX)]);
     assert_eq!(driver.balloon.stats().arrived, 1);
@@ -199,7 +199,7 @@ fn with_kernel() -> Driver {
     seg.start.set(PAGE);
     seg.fresh.set(PAGE + 2);
     seg.end.set(PAGE + 4);
-    driver.poke(SEGS, seg.as_bytes_copy().as_slice());
+    driver.poke(SEGS, seg.into_bytes_of().as_slice());
     for (index, flags) in [
         PageFlags::ALLOCATED | PageFlags::BALLOON | PageFlags::TOUCHED,
         PageFlags::ALLOCATED | PageFlags::TOUCHED,
@@ -209,14 +209,14 @@ fn with_kernel() -> Driver {
     {
         let page = VmPage::default();
         page.flags.set(flags);
-        driver.poke(ARRAY + 64 * index as u64, page.as_bytes_copy().as_slice());
+        driver.poke(ARRAY + 64 * index as u64, page.into_bytes_of().as_slice());
     }
     let roots = KernelRoots::default();
     roots.vm_phys_segs.set(KPtr::new(dmap(SEGS)));
     roots.vm_phys_nsegs.set(u64::MAX);
     roots.vm_page_array.set(KPtr::new(dmap(ARRAY)));
     roots.first_page.set(PAGE.into());
-    driver.poke(ROOTS, roots.as_bytes_copy().as_slice());
+    driver.poke(ROOTS, roots.into_bytes_of().as_slice());
     let at = CONTROL + std::mem::offset_of!(ControlRegion, roots) as u64;
     driver.poke(at, &dmap(ROOTS).get().to_le_bytes());
     driver
@@ -224,11 +224,11 @@ fn with_kernel() -> Driver {
 
 /// The bytes of a structure that is not shared.
 trait Copied {
-    fn as_bytes_copy(self) -> Vec<u8>;
+    fn into_bytes_of(self) -> Vec<u8>;
 }
 
 impl<T: zerocopy::IntoBytes + zerocopy::FromBytes> Copied for T {
-    fn as_bytes_copy(mut self) -> Vec<u8> {
+    fn into_bytes_of(mut self) -> Vec<u8> {
         self.as_mut_bytes().to_vec()
     }
 }
