@@ -68,6 +68,11 @@ fn free(report: &PressureReport) -> String {
     let at = rows.iter().position(|(pages, ..)| *pages <= report.free_pages);
     rows.insert(at.unwrap_or(rows.len()), (report.free_pages, "<- free now"));
     table.row([report.pages.to_string(), "v_page_count".to_owned()]);
+    let away =
+        [("seized by the host", report.seized_pages), ("in the balloon", report.balloon_pages)];
+    for (holder, pages) in away.into_iter().filter(|(_, pages)| *pages != 0) {
+        table.row([pages.to_string(), holder.to_owned()]);
+    }
     for (pages, name) in rows {
         table.row([pages.to_string(), name.to_owned()]);
     }

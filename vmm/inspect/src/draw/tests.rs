@@ -529,6 +529,8 @@ fn pressure_begins_with_what_hurts() {
         full: line(0, 9, 1500),
         free_pages: 37,
         pages: 15_797,
+        seized_pages: 463,
+        balloon_pages: 0,
         thresholds: vec![
             threshold("v_free_target", 800),
             threshold("v_free_min", 200),

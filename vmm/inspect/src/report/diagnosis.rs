@@ -39,8 +39,9 @@ fn pages(report: &PressureReport) -> Option<String> {
         // The boot, which sets the thresholds last.
         return None;
     }
+    let away = away(report);
     if free == 0 {
-        return Some("0 pages free: every allocation fails or waits".to_owned());
+        return Some(format!("0 pages free: every allocation fails or waits{away}"));
     }
     // The lowest threshold that was reached says all. Allocations stop at it, waits begin below.
     let rules = [
@@ -54,8 +55,16 @@ fn pages(report: &PressureReport) -> Option<String> {
     reached.map(|(name, below, means)| {
         let relation = if below == 0 && free == threshold(report, name) { "at" } else { "below" };
         let (free, limit) = (count(free, "page"), threshold(report, name));
-        format!("{free} free, {relation} {name} {limit}: {means}")
+        format!("{free} free, {relation} {name} {limit}: {means}{away}")
     })
+}
+
+/// Who else has pages of the guest.
+fn away(report: &PressureReport) -> String {
+    let holders =
+        [("seized by the host", report.seized_pages), ("in the balloon", report.balloon_pages)];
+    let told = holders.into_iter().filter(|(_, pages)| *pages != 0);
+    told.map(|(holder, pages)| format!("; {} {holder}", count(pages, "page"))).collect()
 }
 
 /// A thread that needs many pages at once.
@@ -147,6 +156,8 @@ mod tests {
             full: line,
             free_pages,
             pages: 4000,
+            seized_pages: 0,
+            balloon_pages: 0,
             thresholds: LIMITS.map(|(name, pages)| ThresholdReport { name, pages }).to_vec(),
             pages_wanted: 0,
             causes: Vec::new(),
@@ -192,6 +203,17 @@ mod tests {
             says(&report(free), &[&expected]);
         }
         says(&report(200), &["nothing hurts"]);
+    }
+
+    #[test]
+    fn a_shortage_names_those_who_have_the_pages() {
+        let short = PressureReport { seized_pages: 3000, balloon_pages: 1, ..report(0) };
+        says(
+            &short,
+            &["0 pages free: every allocation fails or waits; 3000 pages seized by the host; \
+               1 page in the balloon"],
+        );
+        says(&PressureReport { seized_pages: 3000, ..report(200) }, &["nothing hurts"]);
     }
 
     #[test]

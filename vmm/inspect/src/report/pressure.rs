@@ -1,7 +1,8 @@
 //! Pressure on memory: who waits for what, for how long, and where there is room.
 
 use serde::{Serialize, Serializer};
-use vmkern_abi::layout::{KernelRoots, Thread};
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::layout::{KernelRoots, Thread, VmPhysSeg};
 use vmkern_abi::pressure::{STALL_CAUSES, StallCause, StallLine, Stalls, WHOLE};
 
 use super::diagnosis::diagnosis;
@@ -10,6 +11,9 @@ use super::maps::maps;
 use super::survey::Survey;
 use super::threads::{THREADS_MAX, label};
 use crate::read::stalls;
+
+/// The most segments that are looked at.
+const SEGMENTS_MAX: u64 = 64;
 
 /// A share in hundredths of a percent; in JSON, percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,6 +134,10 @@ pub struct PressureReport {
     pub free_pages: u64,
     /// Pages under management.
     pub pages: u64,
+    /// Pages that the host has seized.
+    pub seized_pages: u64,
+    /// Pages in the balloon.
+    pub balloon_pages: u64,
     /// Thresholds of free pages, the highest first.
     pub thresholds: Vec<ThresholdReport>,
     /// Free pages for which a thread waits that needs so many at once; 0 for none.
@@ -170,6 +178,8 @@ pub(super) fn pressure(survey: &Survey<'_, '_>) -> PressureReport {
         full: PressureLineReport::of(full),
         free_pages: roots.meter.v_free_count.get(),
         pages: roots.meter.v_page_count.get(),
+        seized_pages: seized(survey, roots),
+        balloon_pages: roots.balloon.pages.get(),
         thresholds: thresholds(roots),
         pages_wanted: roots.vm_pages_wanted.get(),
         causes,
@@ -178,6 +188,20 @@ pub(super) fn pressure(survey: &Survey<'_, '_>) -> PressureReport {
     };
     report.diagnosis = diagnosis(&report);
     report
+}
+
+/// Pages that the host has seized: at the ends of segments, and in blocks.
+fn seized(survey: &Survey<'_, '_>, roots: &KernelRoots) -> u64 {
+    let first = roots.vm_phys_segs.get().addr();
+    let segment = |number: u64| {
+        let at = first.checked_add(number.checked_mul(size_of::<VmPhysSeg>() as u64)?)?;
+        survey.damage.ok(survey.view.copy::<VmPhysSeg>("vm_phys_seg", KPtr::new(at)))
+    };
+    let segments = (0..roots.vm_phys_nsegs.get().min(SEGMENTS_MAX)).map_while(segment);
+    let fresh = segments.map(|seg| u64::from(seg.limit.get().saturating_sub(seg.end.get())));
+    let blocks = roots.vm_seized_queues.iter().enumerate();
+    let blocks = blocks.map(|(order, list)| list.count.get().saturating_mul(1 << order));
+    fresh.chain(blocks).fold(0, u64::saturating_add)
 }
 
 /// The thresholds, the highest first.
