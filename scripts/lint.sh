@@ -25,10 +25,10 @@ run cargo clippy --locked --workspace --all-targets -- -D warnings
 # The kernel's binary needs a feature, so the line above skips it. Its panic handler needs a profile
 # that aborts on panic.
 run cargo clippy --locked --package vmkern-kernel --features image --bin vmkern-kernel --profile guest -- -D warnings
-# The library by itself, as a dependency of an empty project: at most 40 crates, including that
+# The library by itself, as a dependency of an empty project: at most 42 crates, including that
 # project and ours.
 run cargo clippy --locked --package vmkern --lib --no-default-features -- -D warnings
 crates=$(cargo tree --locked --package vmkern --no-default-features --edges normal,build --prefix none | sed 's/ (\*)$//' | sort -u | wc -l)
 echo "crates: $((crates + 1)) for the library"
-[ "$((crates + 1))" -le 40 ]
+[ "$((crates + 1))" -le 42 ]
 RUSTDOCFLAGS="-D warnings" run cargo doc --locked --workspace --no-deps

@@ -4,6 +4,7 @@
 //! after a number of operations (`after = 100`):
 //!
 //! ```
+//! # #[cfg(feature = "schedules")] {
 //! use vmkern::schedule::Schedule;
 //!
 //! let text = r#"
@@ -20,6 +21,7 @@
 //! "#;
 //! let schedule = Schedule::parse("pressure.toml", text)?;
 //! assert_eq!(schedule.steps.len(), 1);
+//! # }
 //! # Ok::<(), vmkern::schedule::ScheduleError>(())
 //! ```
 //!
@@ -36,9 +38,10 @@ mod driver;
 mod error;
 mod keep;
 mod model;
+#[cfg(feature = "schedules")]
 mod parse;
 mod series;
-#[cfg(test)]
+#[cfg(all(test, feature = "schedules"))]
 mod tests;
 
 pub use self::driver::{Driver, Event, Happened, Moment, Squeeze};
