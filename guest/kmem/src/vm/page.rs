@@ -217,7 +217,11 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Records that a request was not admitted.
     fn vm_page_short(&self, queue: &FreeQueue<'_, M>) {
         self.state().vm_pageout_deficit.inc();
-        self.pagedaemon_wakeup(queue);
+        if self.balloon_pages() > 0 {
+            self.pagedaemon_hurry(queue);
+        } else {
+            self.pagedaemon_wakeup(queue);
+        }
     }
 
     /// Sets up `m`, which was free, as `want` asks. Locks: the lock under which it was taken.

@@ -137,6 +137,15 @@ impl<M: PhysMem + Cpu> Phys<M> {
         channels.into_iter().any(|channel| has_sleepers(self, channel))
     }
 
+    /// Has the pagedaemon make a pass now, even if it knows that pages are needed and sleeps for
+    /// half a second: there are pages in the balloon, and the event of the pass brings them back.
+    pub(super) fn pagedaemon_hurry(&self, _: &FreeQueue<'_, M>) {
+        if !self.is_pagedaemon() {
+            self.state().vm_pages_needed.raise();
+            self.wakeup(self.pagedaemon_channel());
+        }
+    }
+
     /// Whether a thread waits for pages to be freed.
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {
