@@ -220,6 +220,11 @@ impl BootArgs {
     }
 
     fn word(&mut self, word: &str) -> Option<()> {
+        // By parts: a comparison of 16 bytes or more takes vector instructions, which a KVM that
+        // emulates CPL0 does not know.
+        if let Some(value) = word.strip_prefix(mmio::BUS).and_then(|w| w.strip_prefix(mmio::KEY)) {
+            return self.devices.add(MmioDevice::parse(value)?);
+        }
         let (key, value) =
             word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
         match (key, value) {
@@ -237,7 +242,6 @@ impl BootArgs {
                 self.vcpus =
                     Some(count).filter(|count| (1..=MAX_VCPUS).contains(count)).map(Some)?;
             }
-            (mmio::WORD, Some(value)) => self.devices.add(MmioDevice::parse(value)?)?,
             (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
             _ => return None,
         }
@@ -279,7 +283,7 @@ impl fmt::Display for BootArgs {
             write!(f, " {name}={value}")?;
         }
         for device in self.devices.iter() {
-            write!(f, " {}={device}", mmio::WORD)?;
+            write!(f, " {}{}{device}", mmio::BUS, mmio::KEY)?;
         }
         Ok(())
     }

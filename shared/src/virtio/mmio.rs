@@ -122,8 +122,10 @@ pub const DEVICE_VECTOR: u8 = 0x57;
 /// Where vmkern's VMM puts the balloon.
 pub const BALLOON_AT: GuestPhys = GuestPhys::new(0xfeb0_0000);
 
-/// The key of the word for a device.
-pub const WORD: &str = "virtio_mmio.device";
+/// How the word for a device begins.
+pub const BUS: &str = "virtio_mmio.";
+/// How it goes on, before the value.
+pub const KEY: &str = "device=";
 
 /// A device of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
