@@ -46,7 +46,7 @@ use vmkern_abi::virtio::balloon::{
 use vmkern_abi::virtio::mmio::{DEVICE_VECTOR, IOAPIC_PINS, MmioDevice, MmioDevices};
 
 use self::stats::Statistics;
-use self::telling::Telling;
+use self::telling::{BUFFERS, Telling};
 use crate::arch::ioapic;
 use crate::log;
 use crate::masked_cell::MaskedCell;
@@ -135,7 +135,12 @@ fn begin(vm: &KernelVm, place: MmioDevice, driver: Driver) -> Option<()> {
     DRIVER.with(|slot| *slot = Some(driver));
     device.begin();
     let spec = ThreadSpec { tid: BALLOON_TID, name: "balloon", priority: PVM, start: run, arg: 0 };
-    vm.kthread_create(&spec).ok().map(drop)
+    let thread = vm.kthread_create(&spec).ok();
+    if thread.is_none() {
+        // Nobody would answer the host.
+        device.reset();
+    }
+    thread.map(drop)
 }
 
 /// The handler of `vm_lowmem`.
@@ -216,8 +221,9 @@ impl Driver {
     /// Resets the device, agrees with it on features, and sets up the queues.
     fn new(vm: &KernelVm, device: VirtioDevice) -> Result<Self, NoDriver> {
         let features = device.negotiate(KNOWN)?;
-        let page = DmaPage::new(vm).ok_or(NoDriver::Memory)?;
-        let telling = Telling::new(vm).ok_or(NoDriver::Memory)?;
+        let pages = DmaPage::pages::<{ 1 + BUFFERS }>(vm).ok_or(NoDriver::Memory)?;
+        let [page, buffers @ ..] = pages;
+        let telling = Telling::new(buffers);
         let [inflate, deflate] = [INFLATEQ, DEFLATEQ].map(|at| Queue::new(at, page, at.into()));
         device.set_up(&inflate)?;
         device.set_up(&deflate)?;

@@ -15,7 +15,7 @@ use crate::virtio::dma::DmaPage;
 use crate::virtio::queue::{Await, Buffer, Queue};
 
 /// Pages of page numbers.
-const BUFFERS: usize = 4;
+pub const BUFFERS: usize = 4;
 /// Page numbers in one page.
 const PER_BUFFER: u64 = PAGE_SIZE / PFN_BYTES as u64;
 /// Cycles for which the thread polls before it sleeps: some tens of milliseconds. A device needs
@@ -32,14 +32,9 @@ impl Telling {
     /// The most pages of a request: 16 MiB.
     pub const PAGES: u64 = PER_BUFFER * BUFFERS as u64;
 
-    /// Without page numbers; `None` when there is no memory.
-    pub fn new(vm: &KernelVm) -> Option<Self> {
-        let first = DmaPage::new(vm)?;
-        let mut buffers = [first; BUFFERS];
-        for buffer in &mut buffers[1..] {
-            *buffer = DmaPage::new(vm)?;
-        }
-        Some(Self { buffers, count: 0 })
+    /// Without page numbers, in these buffers.
+    pub fn new(buffers: [DmaPage; BUFFERS]) -> Self {
+        Self { buffers, count: 0 }
     }
 
     /// Forgets all page numbers.

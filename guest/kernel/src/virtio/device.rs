@@ -146,6 +146,11 @@ impl VirtioDevice {
         Ok(())
     }
 
+    /// The driver gives the device up: it is as after its own start.
+    pub fn reset(self) {
+        self.write(Register::Status, 0);
+    }
+
     /// The device may work from now on.
     pub fn begin(self) {
         self.add_status(Status::DRIVER_OK);

@@ -17,14 +17,18 @@ pub struct DmaPage {
 }
 
 impl DmaPage {
-    /// A page of zeros, or `None` when there is no memory.
-    pub fn new(vm: &KernelVm) -> Option<Self> {
-        let op = Op::KmemAlloc { map: MapId::KERNEL, size: PAGE_SIZE };
-        let Executed::Done(Outcome::Value(va)) = ops::execute(vm, &KernelAccess, &op) else {
+    /// Pages of zeros, all of them from one allocation, or `None` when there is no memory.
+    pub fn pages<const N: usize>(vm: &KernelVm) -> Option<[Self; N]> {
+        let op = Op::KmemAlloc { map: MapId::KERNEL, size: N as u64 * PAGE_SIZE };
+        let Executed::Done(Outcome::Value(first)) = ops::execute(vm, &KernelAccess, &op) else {
             return None;
         };
-        let va = GuestVirt::new(va);
-        Some(Self { va, phys: vm.pmap_extract(va)? })
+        let mut pages = [Self { va: GuestVirt::new(first), phys: GuestPhys::new(0) }; N];
+        for (page, number) in pages.iter_mut().zip(0_u64..) {
+            page.va = GuestVirt::new(first + number * PAGE_SIZE);
+            page.phys = vm.pmap_extract(page.va)?;
+        }
+        Some(pages)
     }
 
     /// The physical address of the byte at `offset`.

@@ -28,6 +28,7 @@ impl Guest {
     /// guest that is deadlocked or dead.
     ///
     /// ```
+    /// use vmkern::guest::{Pages, PressureTarget};
     /// use vmkern::prelude::*;
     ///
     /// let mut guest = Guest::builder().memory(64 << 20).launch()?;

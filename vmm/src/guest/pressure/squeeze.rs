@@ -42,6 +42,7 @@ impl Pressure<'_> {
     /// many pages came in: 0 if pages left it.
     ///
     /// ```
+    /// use vmkern::guest::Pages;
     /// use vmkern::prelude::*;
     ///
     /// let mut guest = Guest::builder().memory(64 << 20).balloon().launch()?;
@@ -168,10 +169,10 @@ impl Pressure<'_> {
             if Instant::now() >= self.guest.deadline {
                 return Ok(Outcome::Silent);
             }
-            let is_read = self.account().is_read;
-            idle = if is_read && self.is_halted() { idle + 1 } else { 0 };
+            idle = if self.is_halted() { idle + 1 } else { 0 };
             if idle == LOOKS {
-                return Ok(Outcome::AtRest);
+                let is_read = self.account().is_read;
+                return Ok(if is_read { Outcome::AtRest } else { Outcome::Silent });
             }
         }
     }

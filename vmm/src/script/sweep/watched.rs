@@ -310,6 +310,14 @@ impl Swept for Watched<'_> {
     }
 }
 
+impl Watched<'_> {
+    /// Notes whether the site has fired in a thread of the guest's own, while the script asked for
+    /// something that is not an operation.
+    fn note_fire(&mut self) {
+        self.has_fired |= self.site.is_some_and(|site| self.target.fires(site) > 0);
+    }
+}
+
 impl Target for Watched<'_> {
     fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
         if context == Context::Lowmem && self.has_fired && !self.holdings.admits(&op) {
@@ -369,11 +377,15 @@ impl Target for Watched<'_> {
     }
 
     fn squeeze(&mut self, target: Pages) -> Result<PressureReport, TargetError> {
-        self.target.squeeze(target)
+        let report = self.target.squeeze(target);
+        self.note_fire();
+        report
     }
 
     fn release(&mut self) -> Result<Pages, TargetError> {
-        self.target.release()
+        let held = self.target.release();
+        self.note_fire();
+        held
     }
 
     /// Many runs of one script write no dumps.

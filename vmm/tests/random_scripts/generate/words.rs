@@ -36,6 +36,18 @@ const FAILS: [&str; 6] = [
     "fail intr_window 10%delay(5)",
 ];
 
+/// Pressure on the guest's memory: more of it ends than begins.
+const PRESSURE: [&str; 8] = [
+    "seize 1M",
+    "seize leave 2000",
+    "seize leave v_free_target",
+    "release",
+    "release",
+    "release",
+    "squeeze 2M",
+    "squeeze 0",
+];
+
 impl Generator<'_> {
     pub(super) fn bind(&mut self) {
         let value = self.expression();
@@ -77,8 +89,12 @@ impl Generator<'_> {
 
     pub(super) fn look(&mut self) {
         let (address, _) = self.range();
-        let what = match self.dice.between(0, 9) {
+        let what = match self.dice.between(0, 10) {
             0 | 1 => return self.say("check".to_owned()),
+            10 => {
+                let pressure = self.dice.word(&PRESSURE).to_owned();
+                return self.say(pressure);
+            }
             2 => format!("map {}", self.dice.word(&MAPS)),
             3 => format!("page {}", self.dice.between(0, 3000)),
             4 => format!("page {}", self.dice.word(&EDGES)),
