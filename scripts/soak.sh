@@ -90,6 +90,25 @@ soak_stress() {
     return "$status"
 }
 
+# Threads on four CPUs that allocate, verify and free while the host takes free pages and gives them
+# back at random, with a check between two steps: PRESSURE_SEEDS (10) runs of PRESSURE_STEPS (1,000)
+# steps each, about a minute a run. The first seed is PRESSURE_FIRST (1).
+soak_pressure() {
+    local seed first=${PRESSURE_FIRST:-1} passed=0 failed=0 output
+    for ((seed = first; seed < first + ${PRESSURE_SEEDS:-10}; seed++)); do
+        if output=$(VMKERN_STRESS_SEED=$seed VMKERN_STRESS_SQUEEZES=${PRESSURE_STEPS:-1000} \
+            VMKERN_STRESS_OPERATIONS=${PRESSURE_OPERATIONS:-2000000} \
+            cargo test --locked --release --package vmkern-tests --test stress -- \
+            --nocapture four_cpus_lose_nothing_while 2>&1); then
+            passed=$((passed + 1))
+        else
+            failed=$((failed + 1))
+        fi
+        printf 'seed %d: %s\n' "$seed" "$(grep -E 'seizures|operations in|panicked' <<<"$output" | tr '\n' ';')"
+    done
+    printf 'runs under pressure: %d passed, %d failed\n' "$passed" "$failed"
+}
+
 # The sections, in the order of this file.
 mapfile -t all < <(sed -n 's/^soak_\([a-z_]*\)() {$/\1/p' "$0")
 sections=("$@")
