@@ -74,6 +74,9 @@ pub(crate) struct Stats {
     values: [Option<u64>; Stat::ALL.len()],
     /// Buffers that have arrived.
     pub(crate) arrived: u64,
+    /// Those of them that answer a request of the host's. The first buffer of a driver does not: it
+    /// was filled when the driver began.
+    pub(crate) answers: u64,
 }
 
 impl Stats {
@@ -108,6 +111,8 @@ struct State {
     kept: Option<u16>,
     /// Whether the host has asked for statistics since they last arrived.
     wants_stats: bool,
+    /// Whether the driver has its buffer back because of that, and owes new ones.
+    owes_stats: bool,
 }
 
 /// Whether discarded pages are in the balloon from then on.
@@ -147,6 +152,7 @@ impl Balloon {
             stats: Stats::default(),
             kept: None,
             wants_stats: false,
+            owes_stats: false,
         };
         Self { ram, judge, bell, state: Mutex::new(state) }
     }
@@ -247,6 +253,7 @@ impl Balloon {
             let before = {
                 let mut state = self.state();
                 state.stats.read(&bytes);
+                state.stats.answers += u64::from(std::mem::take(&mut state.owes_stats));
                 // The first buffer says nothing of the time after a request.
                 state.kept.replace(chain.head_index())
             };
@@ -261,6 +268,7 @@ impl Balloon {
             let wanted = std::mem::take(&mut state.wants_stats);
             let kept = if wanted { state.kept.take() } else { None };
             state.wants_stats = wanted && kept.is_none();
+            state.owes_stats |= kept.is_some();
             kept
         };
         if let Some(head) = kept {
@@ -352,7 +360,7 @@ impl Backend for Balloon {
         (account.actual, account.is_driven) = (0, false);
         state.features = Features::empty();
         (state.stop_pages, state.stop_reason) = (0, 0);
-        (state.kept, state.wants_stats) = (None, false);
+        (state.kept, state.wants_stats, state.owes_stats) = (None, false, false);
         // A driver that begins again knows nothing of pages given before.
         state.given.clear();
     }

@@ -117,11 +117,11 @@ impl Pressure<'_> {
     /// [`PressureError`], as for [`Pressure::squeeze`].
     pub fn statistics(&mut self) -> Result<Vec<(&'static str, u64)>, PressureError> {
         let device = self.guest.balloon.as_ref().ok_or(PressureError::NoBalloon)?;
-        let before = device.stats().arrived;
+        let before = device.stats().answers;
         device.ask_stats();
         let guest = &mut *self.guest;
         let Some(device) = guest.balloon.as_ref() else { return Err(PressureError::NoBalloon) };
-        let news = |_: &Link| device.stats().arrived != before;
+        let news = |_: &Link| device.stats().answers != before;
         let crew = &guest.hypervisor.vcpus.crew;
         match guest.waiter.wait(&guest.link, crew, guest.deadline, Duration::ZERO, news) {
             Woken::News if crew.end.get().is_some() => {
