@@ -188,6 +188,8 @@ pub(super) enum Arg {
     Kind(MapKind),
     /// What a range allows.
     Allows(Protection),
+    /// Bytes of a piece, if the script says it.
+    Chunk(Option<Expr>),
     /// Bytes to seize.
     Bytes(Expr),
     /// `leave`, and the pages that stay free.

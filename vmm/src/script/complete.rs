@@ -99,7 +99,7 @@ fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) 
     match params.get(arguments.len()) {
         // 1. The kind of the argument says it.
         Some(Param::Map(_)) => maps().chain(values(bound)).collect(),
-        Some(Param::Number(_)) => numbers(word, bound),
+        Some(Param::Number(_) | Param::Chunk) => numbers(word, bound),
         Some(Param::Seed) => numbers(word, bound).into_iter().chain(["zero".to_owned()]).collect(),
         Some(Param::Flags) => FLAGS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Some(Param::Kind) => vec!["system".to_owned()],

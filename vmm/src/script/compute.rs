@@ -13,8 +13,8 @@ use super::outcome::{self, StepResult};
 use super::show;
 use super::source::Span;
 use super::target::TargetError;
-use super::verbs::{Action, Value};
-use crate::guest::{Pages, PressureTarget, ThreadId};
+use super::verbs::{Action, CHUNK, Value};
+use crate::guest::ThreadId;
 use crate::inspect::What;
 
 impl Run<'_> {
@@ -219,13 +219,10 @@ impl Run<'_> {
                 Arg::Zero => Value::Seed(None),
                 Arg::Kind(kind) => Value::Kind(*kind),
                 Arg::Allows(protection) => Value::Allows(*protection),
-                Arg::Bytes(expr) => {
-                    let pages = Pages::holding(self.eval(at, expr)?);
-                    Value::Amount(PressureTarget::More(pages))
-                }
-                Arg::Leave(expr) => {
-                    Value::Amount(PressureTarget::Leave(Pages(self.eval(at, expr)?)))
-                }
+                Arg::Chunk(None) => Value::Chunk(CHUNK),
+                Arg::Chunk(Some(expr)) => Value::Chunk(self.eval(at, expr)?),
+                Arg::Bytes(expr) => Value::more(self.eval(at, expr)?),
+                Arg::Leave(expr) => Value::leave(self.eval(at, expr)?),
                 Arg::Thread(thread) => Value::Thread(self.thread(at, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
                 Arg::Fail(request) => Value::Fail(request.clone()),

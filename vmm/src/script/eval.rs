@@ -26,6 +26,7 @@ use super::source::{Source, Span};
 use super::started::Outstanding;
 use super::stop::Stop;
 use super::target::Target;
+use super::verbs::Piece;
 use crate::guest::ThreadId;
 
 /// Why a run is over before its last statement. Boxed: it is rare and large.
@@ -62,6 +63,8 @@ pub(super) struct Run<'r> {
     pub(super) seen: Vec<(Span, u64)>,
     /// The guest's counters after the step before, for a watcher that wants detail.
     counters: Vec<(&'static str, u64)>,
+    /// What `hog` holds.
+    pub(super) hogged: Vec<Piece>,
 }
 
 impl<'r> Run<'r> {
@@ -97,6 +100,7 @@ impl<'r> Run<'r> {
             cycles: 0,
             seen: Vec::new(),
             counters,
+            hogged: Vec::new(),
         }
     }
 

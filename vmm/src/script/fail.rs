@@ -135,12 +135,15 @@ impl Run<'_> {
 fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
     for arg in &call.args {
         match arg {
-            Arg::Number(expr) | Arg::Seed(expr) | Arg::Bytes(expr) | Arg::Leave(expr) => {
-                names(expr, into)
-            }
+            Arg::Number(expr)
+            | Arg::Seed(expr)
+            | Arg::Bytes(expr)
+            | Arg::Leave(expr)
+            | Arg::Chunk(Some(expr)) => names(expr, into),
             Arg::Call(inner) => numbers(inner, into),
             Arg::What(what) => what.numbers().for_each(|expr| names(expr, into)),
             Arg::Map(_)
+            | Arg::Chunk(None)
             | Arg::Flags(_)
             | Arg::Zero
             | Arg::Kind(_)

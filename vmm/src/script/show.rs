@@ -80,6 +80,7 @@ impl Run<'_> {
                 let name = PROTECTIONS.iter().find(|(_, allows)| allows == protection);
                 name.map_or_else(|| format!("{protection:?}"), |(name, _)| (*name).to_owned())
             }
+            (Value::Chunk(bytes), _) => number(*bytes),
             (Value::Amount(PressureTarget::More(pages)), _) => number(pages.bytes()),
             (Value::Amount(PressureTarget::Leave(pages)), _) => format!("leave {}", pages.0),
             (Value::Thread(thread), _) => thread.to_string(),

@@ -230,7 +230,7 @@ impl Parser {
                 Param::Look => "WHAT",
                 Param::Allows => words::PROTECTION,
                 Param::Amount => "SIZE or `leave`",
-                Param::Flags | Param::Kind => "",
+                Param::Flags | Param::Kind | Param::Chunk => "",
             };
             let next = if param.is_raw() { lexer.rest() } else { lexer.peek()?.clone() };
             if next.kind == Kind::End && !expected.is_empty() {
@@ -266,6 +266,8 @@ impl Parser {
             Param::Flags => Arg::Flags(words::flags(lexer)?),
             Param::Kind => Arg::Kind(words::kind(lexer)?),
             Param::Allows => Arg::Allows(words::protection(lexer)?),
+            Param::Chunk if lexer.peek()?.kind == Kind::End => Arg::Chunk(None),
+            Param::Chunk => Arg::Chunk(Some(expr::parse(lexer, &self.scope, Blanks::End)?)),
             Param::Amount if lexer.peek()?.word() == Some("leave") => {
                 lexer.next()?;
                 Arg::Leave(expr::parse(lexer, &self.scope, Blanks::End)?)

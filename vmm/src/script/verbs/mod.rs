@@ -10,6 +10,7 @@ mod abandon;
 mod check;
 mod dump;
 mod fail;
+mod hog;
 mod host;
 mod inspect;
 mod join;
@@ -22,6 +23,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, Op};
 use vmkern_abi::layout::Protection;
 
+pub(super) use self::hog::{CHUNK, Piece};
 pub(super) use self::host::{Answer, HostVerb, Judge, Miss};
 pub(super) use self::row::Action;
 pub use self::row::{Build, Gives, Param, Value, Verb};
@@ -119,8 +121,8 @@ pub static VERBS: &[Verb] = &[
     squeeze::SQUEEZE,
     seize::SEIZE,
     seize::RELEASE,
-    later("hog", "MAP PERCENT [CHUNK]"),
-    later("unhog", "MAP"),
+    hog::HOG,
+    hog::UNHOG,
     later("madvise", "MAP ADDR SIZE willneed|dontneed"),
     later("swap", "off|on|error EVERY|delay TIME"),
     fail::VERB,
@@ -160,6 +162,7 @@ mod tests {
                     Param::Flags => Value::Flags(MallocFlags::NOWAIT),
                     Param::Kind => Value::Kind(MapKind::User),
                     Param::Amount => Value::Amount(PressureTarget::More(Pages(1))),
+                    Param::Chunk => Value::Chunk(CHUNK),
                     Param::Allows => Value::Allows(PROTECTIONS[0].1),
                     Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),

@@ -8,7 +8,7 @@ use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
 use vmkern_abi::layout::Protection;
 
 use super::host::HostVerb;
-use crate::guest::{PressureTarget, ThreadId};
+use crate::guest::{Pages, PressureTarget, ThreadId};
 use crate::script::fail_point::FailRequest;
 use crate::script::look::Look;
 use crate::script::{expr, words};
@@ -28,6 +28,8 @@ pub enum Param {
     Kind,
     /// What a range allows: `rw`, `r` or `none`.
     Allows,
+    /// The bytes of a piece; can be left out.
+    Chunk,
     /// How much to seize: bytes, or `leave` and a number of pages.
     Amount,
     /// A thread.
@@ -52,6 +54,7 @@ impl fmt::Display for Param {
             Self::Kind => "[system]",
             Self::Allows => "rw|r|none",
             Self::Amount => "SIZE|leave PAGES",
+            Self::Chunk => "[CHUNK]",
             Self::Thread => "THREAD",
             Self::Op => "STATEMENT",
             Self::File => "FILE",
@@ -75,6 +78,7 @@ impl Param {
             Self::Number("SIZE") => "bytes, with a suffix of K M G or none",
             Self::Number("TIME") => "microseconds, or a number with a suffix of us ms s",
             Self::Number("COUNT") => "pages",
+            Self::Number("PERCENT") => "1 to 100",
             Self::Number(_) => "a number, a `$NAME` or an expression without blanks",
             Self::Seed => "a number, or the word `zero`",
             Self::Flags => {
@@ -82,6 +86,7 @@ impl Param {
             }
             Self::Kind => "makes it a system map",
             Self::Allows => "reads and writes, reads only, or nothing",
+            Self::Chunk => "bytes of a piece, whole pages; 16K without it",
             Self::Amount => {
                 "bytes, rounded up to pages; or `leave` and the number of pages that stay free"
             }
@@ -115,6 +120,8 @@ pub enum Value {
     Kind(MapKind),
     /// What a range allows.
     Allows(Protection),
+    /// The bytes of a piece.
+    Chunk(u64),
     /// How much to seize.
     Amount(PressureTarget),
     /// A thread.
@@ -127,6 +134,18 @@ pub enum Value {
     Fail(FailRequest),
     /// A view of the guest.
     Look(Look),
+}
+
+impl Value {
+    /// This many bytes more, rounded up to pages.
+    pub(in crate::script) const fn more(bytes: u64) -> Self {
+        Self::Amount(PressureTarget::More(Pages::holding(bytes)))
+    }
+
+    /// All free pages but this many.
+    pub(in crate::script) const fn leave(pages: u64) -> Self {
+        Self::Amount(PressureTarget::Leave(Pages(pages)))
+    }
 }
 
 /// Makes an operation from arguments that fit the verb's [`Verb::params`].

@@ -37,13 +37,17 @@ const FAILS: [&str; 6] = [
 ];
 
 /// Pressure on the guest's memory: more of it ends than begins.
-const PRESSURE: [&str; 8] = [
+const PRESSURE: [&str; 12] = [
     "seize 1M",
     "seize leave 2000",
     "seize leave v_free_target",
     "release",
     "release",
     "release",
+    "hog kmem_map 10 64K",
+    "hog exec_map 50",
+    "unhog kmem_map",
+    "unhog exec_map",
     "squeeze 2M",
     "squeeze 0",
 ];
