@@ -1,14 +1,13 @@
 //! The balloon's blocks and their lists: what the driver has taken out of the free lists for the
 //! host.
 
-use std::collections::HashSet;
-
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::{BALLOON_ORDER, PageFlags, VmFreeList};
 
 use super::context::Context;
 use super::owners::Owner;
 use super::page_array::Page;
+use super::page_list::check_blocks;
 use super::rule::rules;
 
 rules! {
@@ -56,40 +55,10 @@ fn check(ctx: &Context<'_>) {
 
 /// Checks a list, and returns the number of pages of its blocks.
 fn check_list(ctx: &Context<'_>, list: &VmFreeList) -> u64 {
-    // 1. The blocks: each visited once, and linked to the previous one.
-    let at = ctx.root_of(list);
-    let fault = |at: GuestVirt, detail: String| {
-        ctx.finding(&BALLOON_LINK, "list of the balloon", at, || detail);
-    };
-    let (mut seen, mut before, mut next, mut pages) = (HashSet::new(), 0, list.head.get(), 0);
-    while next != 0 {
-        let pfn = u64::from(next);
-        let Some(&head) = ctx.pages.get(pfn) else {
-            fault(at, format!("page {before:#x} leads to {pfn:#x}, which is not managed"));
-            break;
-        };
-        let page_at = ctx.pages.address(pfn);
-        if !seen.insert(pfn) {
-            fault(page_at, format!("it leads to page {pfn:#x} twice and never ends"));
-            break;
-        }
-        if head.prev != before {
-            let prev = head.prev;
-            fault(page_at, format!("page {pfn:#x} comes after {before:#x}, but says {prev:#x}"));
-        }
-        pages += check_block(ctx, pfn, &head);
-        (before, next) = (next, head.next);
-    }
-    // 2. The tail and the count.
-    let (tail, count, found) = (list.tail.get(), list.count.get(), seen.len() as u64);
-    if tail != before || count != found {
-        fault(
-            at,
-            format!(
-                "it says {count} blocks up to page {tail:#x}, but has {found} up to {before:#x}"
-            ),
-        );
-    }
+    let mut pages = 0;
+    check_blocks(ctx, &BALLOON_LINK, "list of the balloon", (list, &""), |pfn, head| {
+        pages += check_block(ctx, pfn, head);
+    });
     pages
 }
 

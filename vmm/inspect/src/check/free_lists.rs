@@ -12,6 +12,7 @@ use vmkern_abi::layout::{
 use super::context::Context;
 use super::owners::Owner;
 use super::page_array::{Page, Segment};
+use super::page_list::{Reach, Step, Walked, walk};
 use super::rule::rules;
 
 rules! {
@@ -107,48 +108,46 @@ fn segment_of<'a>(ctx: &'a Context<'_>, pfn: u64) -> Option<(usize, &'a Segment)
 fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) {
     let list_at = ctx.root_of(list);
     // 1. The blocks: each in a segment, visited once, and linked to the previous one.
-    let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
-    while next != 0 {
-        let pfn = u64::from(next);
-        let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn))
-        else {
+    let walked = walk(ctx, list, Reach::Used, &mut HashSet::new(), |step| match step {
+        Step::Astray { from, pfn } => {
             ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
                 format!(
-                    "list {flind}, order {order}: page {before:#x} leads to {pfn:#x}, which was \
+                    "list {flind}, order {order}: page {from:#x} leads to {pfn:#x}, which was \
                      never used"
                 )
             });
-            break;
-        };
-        let at = ctx.pages.address(pfn);
-        if !seen.insert(pfn) {
-            ctx.finding(&FREE_LIST_LINK, "vm_page", at, || {
+        }
+        Step::Again { pfn } => {
+            ctx.finding(&FREE_LIST_LINK, "vm_page", ctx.pages.address(pfn), || {
                 format!("list {flind}, order {order} leads to page {pfn:#x} twice and never ends")
             });
-            break;
         }
-        if head.prev != before {
-            ctx.finding(&FREE_LIST_LINK, "vm_page", at, || {
-                format!(
-                    "prev of page {pfn:#x} is {:#x}, but its free list comes from {before:#x}",
-                    head.prev
-                )
-            });
+        Step::Page { from, pfn, page: head } => {
+            let at = ctx.pages.address(pfn);
+            if head.prev != from {
+                ctx.finding(&FREE_LIST_LINK, "vm_page", at, || {
+                    format!(
+                        "prev of page {pfn:#x} is {:#x}, but its free list comes from {from:#x}",
+                        head.prev
+                    )
+                });
+            }
+            if let Some((number, segment)) = segment_of(ctx, pfn) {
+                check_block(ctx, &Block { pfn, order, flind, at }, head, number, segment);
+            }
         }
-        check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
-        (before, next) = (next, head.next);
-    }
+    });
     // 2. The list's tail and count.
-    check_ends(ctx, flind, order, list, (before, seen.len() as u64));
+    check_ends(ctx, flind, order, list, walked);
 }
 
-/// Checks the tail and the count of a list of `found` blocks, whose last is page `last`.
+/// Checks the tail and the count of a list after a walk along it.
 fn check_ends(
     ctx: &Context<'_>,
     flind: usize,
     order: usize,
     list: &VmFreeList,
-    (last, found): (u32, u64),
+    Walked { last, count: found }: Walked,
 ) {
     let list_at = ctx.root_of(list);
     if list.tail.get() != last {

@@ -31,6 +31,7 @@ mod objects;
 mod owners;
 mod page_array;
 mod page_caches;
+mod page_list;
 mod page_state;
 mod paging_queues;
 mod rest;

@@ -9,6 +9,7 @@ use vmkern_abi::layout::{PageCache, Pcpu, VmFreeList};
 
 use super::context::Context;
 use super::owners::Owner;
+use super::page_list::{Reach, Step, walk};
 use super::rule::rules;
 use super::sched::Item;
 
@@ -81,44 +82,43 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let number = cpu.value.cpuid.get();
     let list: &VmFreeList = &cpu.value.page_cache.pages;
     let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
-    let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
-    while next != 0 {
-        let pfn = u64::from(next);
-        let Some((&page, (segment, _))) = ctx.pages.get(pfn).zip(ctx.pages.locate(pfn)) else {
+    let walked = walk(ctx, list, Reach::Used, &mut HashSet::new(), |step| match step {
+        Step::Astray { from, pfn } => {
             ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
-                format!("of CPU {number}: page {before:#x} leads to {pfn:#x}, which was never used")
+                format!("of CPU {number}: page {from:#x} leads to {pfn:#x}, which was never used")
             });
-            break;
-        };
-        let page_at: GuestVirt = ctx.pages.address(pfn);
-        if !seen.insert(pfn) {
-            ctx.finding(&PAGE_CACHE_LINK, "vm_page", page_at, || {
+        }
+        Step::Again { pfn } => {
+            ctx.finding(&PAGE_CACHE_LINK, "vm_page", ctx.pages.address(pfn), || {
                 format!("the cache of CPU {number} leads to page {pfn:#x} twice and never ends")
             });
-            break;
         }
-        if page.prev != before || usize::from(page.segind) != segment {
-            ctx.finding(&PAGE_CACHE_LINK, "vm_page", page_at, || {
-                let (prev, segind) = (page.prev, page.segind);
-                format!(
-                    "page {pfn:#x} of segment {segment} comes after {before:#x} in the cache of \
-                     CPU {number}, but says prev {prev:#x}, segind {segind}"
-                )
-            });
+        Step::Page { from, pfn, page } => {
+            let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
+            if page.prev != from || segment != Some(usize::from(page.segind)) {
+                ctx.finding(&PAGE_CACHE_LINK, "vm_page", ctx.pages.address(pfn), || {
+                    let (prev, segind) = (page.prev, page.segind);
+                    format!(
+                        "page {pfn:#x} of segment {} comes after {from:#x} in the cache of CPU \
+                         {number}, but says prev {prev:#x}, segind {segind}",
+                        segment.unwrap_or_default()
+                    )
+                });
+            }
+            ctx.claim(pfn, Owner::PageCache, at);
         }
-        ctx.claim(pfn, Owner::PageCache, at);
-        (before, next) = (next, page.next);
-    }
+    });
     // 2. The list's tail and count.
-    if list.tail.get() != before {
+    if list.tail.get() != walked.last {
         ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
             format!(
-                "of CPU {number}: its tail is page {:#x}, but its last page is {before:#x}",
-                list.tail.get()
+                "of CPU {number}: its tail is page {:#x}, but its last page is {:#x}",
+                list.tail.get(),
+                walked.last
             )
         });
     }
-    check_count(ctx, list, at, number, seen.len() as u64);
+    check_count(ctx, list, at, number, walked.count);
 }
 
 /// Checks the count of the cache of CPU `number`, which has `found` pages.

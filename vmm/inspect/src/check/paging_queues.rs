@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, VmFreeList};
 
 use super::context::Context;
+use super::page_array::Page;
+use super::page_list::{Reach, Step, Walked, walk};
 use super::page_state::PAGE_COUNTS;
 use super::rule::rules;
 
@@ -57,41 +59,34 @@ fn check_queue(
 ) {
     // 1. The pages: used, and each on one queue once.
     let list_at = ctx.root_of(list);
-    let (mut count, mut before, mut next) = (0, 0, list.head.get());
-    while next != 0 {
-        let pfn = u64::from(next);
-        let Some(&page) = ctx.pages.locate(pfn).and_then(|_| ctx.pages.get(pfn)) else {
+    let walked = walk(ctx, list, Reach::Used, queued, |step| match step {
+        Step::Astray { from, pfn } => {
             ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
-                format!("{name} queue: page {before:#x} leads to {pfn:#x}, which was never used")
+                format!("{name} queue: page {from:#x} leads to {pfn:#x}, which was never used")
             });
-            break;
-        };
-        let at = ctx.pages.address(pfn);
-        if !queued.insert(pfn) {
-            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
+        }
+        Step::Again { pfn } => {
+            ctx.finding(&PAGE_QUEUE, "vm_page", ctx.pages.address(pfn), || {
                 format!("the {name} queue leads to page {pfn:#x}, which is on a queue already")
             });
-            break;
         }
-        check_page(ctx, name, number, pfn, before);
-        count += 1;
-        (before, next) = (next, page.next);
-    }
+        Step::Page { from, pfn, page } => check_page(ctx, name, number, (pfn, page), from),
+    });
     // 2. The queue's tail and count.
-    if list.tail.get() != before || list.count.get() != count {
+    let Walked { last, count } = walked;
+    if list.tail.get() != last || list.count.get() != count {
         ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
             let (tail, counted) = (list.tail.get(), list.count.get());
             format!(
                 "{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to \
-                 {before:#x}"
+                 {last:#x}"
             )
         });
     }
 }
 
 /// Checks that page `pfn` names the queue that it is on, and `before`, the previous page there.
-fn check_page(ctx: &Context<'_>, name: &str, number: u8, pfn: u64, before: u32) {
-    let Some(&page) = ctx.pages.get(pfn) else { return };
+fn check_page(ctx: &Context<'_>, name: &str, number: u8, (pfn, page): (u64, &Page), before: u32) {
     let at = ctx.pages.address(pfn);
     if page.prev != before {
         ctx.finding(&PAGE_QUEUE, "vm_page", at, || {

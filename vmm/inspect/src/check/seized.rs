@@ -1,14 +1,12 @@
 //! Blocks that the host has seized, and their lists. (What it has seized of segments' ends is
 //! checked with the segments.)
 
-use std::collections::HashSet;
-
-use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::layout::{PageFlags, VmFreeList};
+use vmkern_abi::layout::PageFlags;
 
 use super::context::Context;
 use super::owners::Owner;
 use super::page_array::Page;
+use super::page_list::check_blocks;
 use super::rule::rules;
 
 rules! {
@@ -18,55 +16,20 @@ rules! {
             "a list of seized blocks is linked both ways, to its tail, counts its blocks, and \
              reaches none twice";
         SEIZED_BLOCK = "seized-block":
-            "the head of a seized block says so, with the block's order, and is no head of a free \
-             block; the block is aligned, and lies in one segment below the fresh pages";
+            "the head of a seized block says so, with the block's order, and is not the head of a \
+             free block; the block is aligned, and lies in one segment below the fresh pages";
     }
 }
 
 /// Checks the lists of seized blocks, and claims every page of a block.
 fn check(ctx: &Context<'_>) {
     for (order, list) in ctx.roots.vm_seized_queues.iter().enumerate() {
-        check_list(ctx, order, list);
+        let which = format_args!("order {order}: ");
+        check_blocks(ctx, &SEIZED_LINK, "list of seized blocks", (list, &which), |pfn, head| {
+            check_block(ctx, order, pfn, head);
+        });
     }
     check_heads(ctx);
-}
-
-fn check_list(ctx: &Context<'_>, order: usize, list: &VmFreeList) {
-    // 1. The blocks: each visited once, and linked to the previous one.
-    let at = ctx.root_of(list);
-    let fault = |at: GuestVirt, detail: String| {
-        ctx.finding(&SEIZED_LINK, "list of seized blocks", at, || detail);
-    };
-    let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
-    while next != 0 {
-        let pfn = u64::from(next);
-        let Some(&head) = ctx.pages.get(pfn) else {
-            fault(at, format!("order {order}: page {before:#x} leads to {pfn:#x}, not managed"));
-            break;
-        };
-        let page_at = ctx.pages.address(pfn);
-        if !seen.insert(pfn) {
-            fault(page_at, format!("order {order} leads to page {pfn:#x} twice and never ends"));
-            break;
-        }
-        if head.prev != before {
-            let prev = head.prev;
-            fault(page_at, format!("page {pfn:#x} comes after {before:#x}, but says {prev:#x}"));
-        }
-        check_block(ctx, order, pfn, &head);
-        (before, next) = (next, head.next);
-    }
-    // 2. The tail and the count.
-    let (tail, count, found) = (list.tail.get(), list.count.get(), seen.len() as u64);
-    if tail != before || count != found {
-        fault(
-            at,
-            format!(
-                "order {order}: it says {count} blocks up to page {tail:#x}, but has {found} up to \
-                 {before:#x}"
-            ),
-        );
-    }
 }
 
 /// Checks the block of `order` that begins with page `pfn`, and claims its pages.
