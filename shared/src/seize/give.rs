@@ -1,6 +1,6 @@
 //! Giving frames back.
 
-use super::lists::{Block, End, Kind};
+use super::lists::{Block, End, Kind, orders};
 use super::{Contents, Frames, Refused, Seize, Structures};
 use crate::layout::{PageFlags, VM_NFREELIST, VM_NFREEORDER};
 
@@ -36,8 +36,7 @@ impl<S: Structures> Seize<'_, S> {
 
     /// The largest seized block of at most `want` pages, and if there is none the smallest of more.
     fn find_seized(&self, want: u64) -> Result<Option<Block>, Refused> {
-        let fits = (want.ilog2() as usize).min(VM_NFREEORDER - 1);
-        for order in (0..=fits).rev().chain(fits + 1..VM_NFREEORDER) {
+        for order in orders(want) {
             let list = &self.roots.vm_seized_queues[order];
             if let Some(block) = self.first(Kind::Seized, list, order)? {
                 return Ok(Some(block));
@@ -49,19 +48,13 @@ impl<S: Structures> Seize<'_, S> {
     /// Gives `block` back, or as large a part of it as `want` pages allow. Returns how many pages.
     fn give_block(
         &self,
-        mut block: Block,
+        block: Block,
         want: u64,
         contents: Contents,
         given: &mut impl FnMut(Frames),
     ) -> Result<u64, Refused> {
         let lists = &self.roots.vm_seized_queues;
-        let segind = self.page(block.pfn)?.segind.get();
-        self.unlink(Kind::Seized, &lists[block.order], block)?;
-        while block.pages() > want {
-            let [lower, upper] = block.halves();
-            self.link(Kind::Seized, &lists[upper.order], upper, (segind, End::Head))?;
-            block = lower;
-        }
+        let (block, segind) = self.cut(Kind::Seized, lists, block, want)?;
         let zero = match contents {
             Contents::Discarded => self.now_zero(block)?,
             Contents::Kept => self.count_zero(block)?,

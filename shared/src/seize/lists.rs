@@ -57,6 +57,13 @@ impl Kind {
     }
 }
 
+/// Orders in which blocks for `want` pages, which are not 0, are looked for: from the largest that
+/// fits down, then from the smallest of more.
+pub(super) fn orders(want: u64) -> impl Iterator<Item = usize> {
+    let fits = (want.ilog2() as usize).min(VM_NFREEORDER - 1);
+    (0..=fits).rev().chain(fits + 1..VM_NFREEORDER)
+}
+
 /// The word of a seized block's head that says its order.
 fn mark(order: usize) -> u32 {
     u32::try_from(order + 1).unwrap_or(u32::MAX)
@@ -122,6 +129,26 @@ impl<S: Structures> Seize<'_, S> {
         self.unlink_page(list, block.pfn)?;
         kind.unmark_head(page);
         Ok(())
+    }
+
+    /// Takes `block` off the list of its order among `lists`, or as large a part of it as `most`
+    /// pages, which are not 0, allow: the upper halves go back, to the heads of their lists. Returns
+    /// the part, and the number of its segment.
+    pub(super) fn cut(
+        &self,
+        kind: Kind,
+        lists: &[VmFreeList; VM_NFREEORDER],
+        mut block: Block,
+        most: u64,
+    ) -> Result<(Block, u16), Refused> {
+        let segind = self.page(block.pfn)?.segind.get();
+        self.unlink(kind, &lists[block.order], block)?;
+        while block.pages() > most {
+            let [lower, upper] = block.halves();
+            self.link(kind, &lists[upper.order], upper, (segind, End::Head))?;
+            block = lower;
+        }
+        Ok((block, segind))
     }
 
     /// Takes page number `pfn` off `list`. Its links are clear afterwards.

@@ -1,8 +1,8 @@
 //! Taking frames.
 
-use super::lists::{Block, End, Kind};
+use super::lists::{Block, End, Kind, orders};
 use super::{Frames, Refused, Seize, Structures};
-use crate::layout::{PageFlags, Pcpu, VM_NFREELIST, VM_NFREEORDER};
+use crate::layout::{PageFlags, Pcpu, VM_NFREELIST};
 
 impl<'a, S: Structures> Seize<'a, S> {
     /// Takes `want` free pages, or all that are free if there are fewer, and calls `taken` with the
@@ -59,8 +59,7 @@ impl<'a, S: Structures> Seize<'a, S> {
     /// The largest free block of at most `want` pages, and if there is none the smallest of more,
     /// with the number of its list.
     fn find_block(&self, want: u64) -> Result<Option<(usize, Block)>, Refused> {
-        let fits = (want.ilog2() as usize).min(VM_NFREEORDER - 1);
-        for order in (0..=fits).rev().chain(fits + 1..VM_NFREEORDER) {
+        for order in orders(want) {
             for flind in 0..VM_NFREELIST {
                 let list = &self.free_lists(flind)[order];
                 if let Some(block) = self.first(Kind::Free, list, order)? {
@@ -76,18 +75,11 @@ impl<'a, S: Structures> Seize<'a, S> {
     fn take_block(
         &self,
         flind: usize,
-        mut block: Block,
+        block: Block,
         want: u64,
         taken: &mut impl FnMut(Frames),
     ) -> Result<u64, Refused> {
-        let lists = self.free_lists(flind);
-        let segind = self.page(block.pfn)?.segind.get();
-        self.unlink(Kind::Free, &lists[block.order], block)?;
-        while block.pages() > want {
-            let [lower, upper] = block.halves();
-            self.link(Kind::Free, &lists[upper.order], upper, (segind, End::Head))?;
-            block = lower;
-        }
+        let (block, segind) = self.cut(Kind::Free, self.free_lists(flind), block, want)?;
         let zero = self.zero_pages(block)?;
         self.record(block, segind, taken)?;
         self.uncount(block.pages(), zero);
