@@ -48,6 +48,11 @@ use crate::layout::{KernelRoots, Mtx, PageFlags, Pcpu, VmPage, VmPhysSeg};
 pub trait Structures {
     /// The `T` at `at`, or `None` if it is misaligned or not all of it is memory.
     fn structure<T: FromBytes + Atomics>(&self, at: GuestPhys) -> Option<&T>;
+
+    /// The `T` to which `pointer` leads through the direct map, or `None` as above.
+    fn behind<T: FromBytes + Atomics>(&self, pointer: KPtr<T>) -> Option<&T> {
+        self.structure(dmap_to_phys(pointer.addr())?)
+    }
 }
 
 /// Frames in a row, by page number.
@@ -128,9 +133,8 @@ impl<'a, S: Structures> Seize<'a, S> {
     /// # Errors
     /// [`Refused::Damaged`] when there are no roots; [`Refused::Locked`].
     pub fn new(memory: &'a S, roots: KPtr<KernelRoots>) -> Result<Self, Refused> {
-        let found = dmap_to_phys(roots.addr()).and_then(|at| memory.structure(at));
         let damaged = Refused::Damaged { structure: "kernel roots", at: roots.addr() };
-        let seize = Self { memory, roots: found.ok_or(damaged)? };
+        let seize = Self { memory, roots: memory.behind(roots).ok_or(damaged)? };
         seize.nothing_is_owned()?;
         Ok(seize)
     }
@@ -188,8 +192,7 @@ impl<'a, S: Structures> Seize<'a, S> {
         pointer: KPtr<T>,
     ) -> Result<&'a T, Refused> {
         let memory: &'a S = self.memory;
-        let found = dmap_to_phys(pointer.addr()).and_then(|at| memory.structure(at));
-        found.ok_or(Refused::Damaged { structure, at: pointer.addr() })
+        memory.behind(pointer).ok_or(Refused::Damaged { structure, at: pointer.addr() })
     }
 
     /// The number of segments.

@@ -17,6 +17,8 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -308,15 +310,11 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The structure of type `T` at `at`, shared with the guest. `T` consists only of atomic words.
-    pub(crate) fn structure<T: FromBytes + Atomics>(&self, at: GuestPhys) -> Option<&T> {
+    /// Where a `T` lies that begins at `at`: aligned, and all of it in mapped RAM.
+    fn pointer<T>(&self, at: GuestPhys) -> Option<NonNull<T>> {
         let slice: VolatileSlice<'_, _> =
             self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).ok()?;
-        let pointer = NonNull::new(first_byte(&slice).cast::<T>()).filter(|it| it.is_aligned())?;
-        // SAFETY: the pointer is aligned and points to `size_of::<T>()` bytes of guest RAM, which
-        // stay mapped as long as `self` lives; any bytes are a `T` (`FromBytes`), and all of its
-        // words are atomics (`Atomics`), so the guest may write at the same time.
-        Some(unsafe { pointer.as_ref() })
+        NonNull::new(first_byte(&slice).cast::<T>()).filter(|pointer| pointer.is_aligned())
     }
 
     /// Reads an aligned 8-byte word.
@@ -335,19 +333,18 @@ impl GuestRam {
         at: GuestPhys,
     ) -> Result<Shared<T>, NotRam> {
         let outside = NotRam { start: at, len: size_of::<T>() as u64 };
-        let slice: VolatileSlice<'_, _> =
-            self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).map_err(|_| outside)?;
-        let pointer = first_byte(&slice).cast::<T>();
-        if !pointer.is_aligned() {
-            return Err(outside);
-        }
-        Ok(Shared { pointer: NonNull::new(pointer).ok_or(outside)?, _ram: Arc::clone(self) })
+        let pointer = self.pointer(at).ok_or(outside)?;
+        Ok(Shared { pointer, _ram: Arc::clone(self) })
     }
 }
 
 impl Structures for GuestRam {
     fn structure<T: FromBytes + Atomics>(&self, at: GuestPhys) -> Option<&T> {
-        Self::structure(self, at)
+        let pointer = self.pointer(at)?;
+        // SAFETY: the pointer is aligned and points to `size_of::<T>()` bytes of guest RAM, which
+        // stay mapped as long as `self` lives; any bytes are a `T` (`FromBytes`), and all of its
+        // words are atomics (`Atomics`), so the guest may write at the same time.
+        Some(unsafe { pointer.as_ref() })
     }
 }
 
@@ -392,21 +389,12 @@ fn memfd(size: u64) -> io::Result<File> {
 
 /// The parts of `file` between `start` and `end` that are not holes, in whole pages.
 fn data(file: &File, start: u64, end: u64) -> io::Result<Vec<Range<u64>>> {
-    let seek = |from: u64, whence| {
-        let from = libc::off64_t::try_from(from).map_err(io::Error::other)?;
-        // SAFETY: a seek touches no memory; this file is never read or written by its position.
-        let at = unsafe { libc::lseek64(file.as_raw_fd(), from, whence) };
-        u64::try_from(at).map_err(|_| io::Error::last_os_error())
-    };
     let (mut parts, mut at) = (Vec::new(), start);
-    while at < end {
-        let first = match seek(at, libc::SEEK_DATA) {
-            Ok(first) if first < end => first & !(PAGE_SIZE - 1),
-            Ok(_) => break,
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
-            Err(error) => return Err(error),
-        };
-        let hole = seek(first, libc::SEEK_HOLE)?.next_multiple_of(PAGE_SIZE).min(end);
+    while at < end
+        && let Some(first) = data_from(file, at)?
+        && first < end
+    {
+        let hole = seek(file, SeekFrom::Hole(first))?.next_multiple_of(PAGE_SIZE).min(end);
         if hole <= first {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -428,16 +416,16 @@ fn punch(file: &File, start: u64, end: u64) -> io::Result<()> {
     if first >= end {
         return Ok(());
     }
-    let first = first - first % PAGE_SIZE;
     fallocate(file, FallocateMode::PunchHole, true, first, end - first)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Where the first byte of `file` from `start` on lies that is not in a hole, if there is one.
+/// Where the first page of `file` from `start` on lies that is not a hole, if there is one. This
+/// file is never read or written by its position.
 fn data_from(file: &File, start: u64) -> io::Result<Option<u64>> {
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(start)) {
-        Ok(first) => Ok(Some(first)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
+    match seek(file, SeekFrom::Data(start)) {
+        Ok(first) => Ok(Some(first - first % PAGE_SIZE)),
+        Err(Errno::NXIO) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -13,6 +13,7 @@ use vmkern_abi::control::ControlRegion;
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{KernelRoots, PageFlags, VmPage, VmPhysSeg};
+use vmkern_abi::seize::Structures as _;
 
 use crate::kvm::memory::GuestRam;
 
@@ -80,11 +81,17 @@ impl Judge {
         Self { loaded, control }
     }
 
-    /// Whether the memory of page `pfn` may be discarded.
+    /// Whether the memory of page `pfn` may be discarded. `roots` are the kernel's, if it has
+    /// published them.
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn page(&self, ram: &GuestRam, pfn: u64) -> Result<(), Misuse> {
+    pub(super) fn page(
+        &self,
+        ram: &GuestRam,
+        roots: Option<&KernelRoots>,
+        pfn: u64,
+    ) -> Result<(), Misuse> {
         let at = GuestPhys::from_pfn(pfn);
         if !ram.segments().iter().any(|segment| segment.contains(&at)) {
             return Err(Misuse::NotRam);
@@ -92,17 +99,17 @@ impl Judge {
         if self.loaded.iter().any(|range| range.start.page() <= at && at < range.end) {
             return Err(Misuse::Image);
         }
-        let Some(roots) = self.roots(ram) else { return Ok(()) };
+        let Some(roots) = roots else { return Ok(()) };
         let page = vm_page(ram, roots, pfn).ok_or(Misuse::Unmanaged)?;
         let mine = PageFlags::ALLOCATED | PageFlags::BALLOON;
         if page.flags.get().contains(mine) { Ok(()) } else { Err(Misuse::InUse) }
     }
 
     /// The kernel's roots, once it has published them.
-    fn roots<'a>(&self, ram: &'a GuestRam) -> Option<&'a KernelRoots> {
+    pub(super) fn roots<'a>(&self, ram: &'a GuestRam) -> Option<&'a KernelRoots> {
         let at = self.control?.add(offset_of!(ControlRegion, roots) as u64);
         let roots: &Field<KPtr<KernelRoots>> = ram.structure(at)?;
-        ram.structure(dmap_to_phys(roots.get().non_null()?.addr())?)
+        ram.behind(roots.get().non_null()?)
     }
 }
 

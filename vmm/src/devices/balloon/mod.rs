@@ -220,9 +220,9 @@ impl Balloon {
 
     /// Discards the pages of `ranges` that may be, and notes them as `notes` says.
     fn take(&self, state: &mut State, ranges: &Ranges, notes: Notes) {
-        let mut good = Ranges::default();
+        let (mut good, roots) = (Ranges::default(), self.judge.roots(&self.ram));
         for pfn in ranges.pages() {
-            let verdict = match self.judge.page(&self.ram, pfn) {
+            let verdict = match self.judge.page(&self.ram, roots, pfn) {
                 Ok(()) if state.given.contains(pfn) => Err(Misuse::GivenTwice),
                 verdict => verdict,
             };

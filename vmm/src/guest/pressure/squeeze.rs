@@ -1,14 +1,13 @@
 //! Asking the guest for pages, by its balloon.
 //!
 //! **The end.** A request ends when the driver has reached the target; when it says why it cannot;
-//! when it has read the target, and then all CPUs of the guest have been halted for a while without
-//! a word of it; or at the guest's time limit.
+//! when all CPUs of the guest have been halted for a while without a word of it, whether or not it
+//! has read the target; or at the guest's time limit.
 
 use std::time::{Duration, Instant};
 
 use vmkern_abi::addr::PAGE_SIZE;
-use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::KernelRoots;
+use vmkern_abi::seize::Structures as _;
 use vmkern_abi::virtio::balloon::Stat;
 
 use super::{Pages, Pressure, PressureError, PressureReport, Refusal};
@@ -105,8 +104,7 @@ impl Pressure<'_> {
         let at = self.guest.link.region().roots.get();
         let at = at.non_null().ok_or(PressureError::NotReady)?;
         let damaged = || PressureError::Damaged(format!("the kernel's roots are at {}", at.addr()));
-        let at = dmap_to_phys(at.addr()).ok_or_else(damaged)?;
-        let roots: &KernelRoots = self.guest.hypervisor.ram.structure(at).ok_or_else(damaged)?;
+        let roots = self.guest.hypervisor.ram.behind(at).ok_or_else(damaged)?;
         Ok(Pages(roots.balloon.pages.get()))
     }
 

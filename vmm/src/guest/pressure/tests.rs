@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
-use vmkern_abi::seize::OwnedLock;
+use vmkern_abi::seize::{OwnedLock, Structures as _};
 
 use super::*;
 use crate::guest::{Guest, ThreadId};
@@ -122,9 +122,8 @@ fn a_guest_that_died_with_the_free_queue_locked_is_left_alone_and_the_owner_name
             .is_err()
     );
     let roots = guest.link.region().roots.get();
-    let at = vmkern_abi::kva::dmap_to_phys(roots.addr()).expect("roots lie in the direct map");
     let ram = std::sync::Arc::clone(&guest.hypervisor.ram);
-    let found = ram.structure::<vmkern_abi::layout::KernelRoots>(at).expect("roots");
+    let found = ram.behind(roots).expect("roots lie in the direct map");
     found.vm_page_queue_free_mtx.owner.set(1);
     let before = free(&guest);
     let error = guest.pressure().seize(PressureTarget::Leave(Pages(7))).expect_err("locked");
