@@ -211,13 +211,14 @@ impl Guest {
         if self.death.is_some() || self.hypervisor.vcpus.crew.end.get().is_some() {
             return None;
         }
+        // The main thread always exists; which others do takes a look at the guest.
         let is_idle = |&thread: &ThreadId| self.pending.is_idle(thread);
-        let threads = || self.threads().unwrap_or_default();
-        let exists =
-            |thread: ThreadId| threads().iter().any(|view| view.tid == u32::from(thread.number()));
-        Some(ThreadId::MAIN)
-            .filter(is_idle)
-            .or_else(|| ThreadId::all().filter(is_idle).find(|&thread| exists(thread)))
+        Some(ThreadId::MAIN).filter(is_idle).or_else(|| {
+            let threads = self.threads().unwrap_or_default();
+            let exists =
+                |thread: ThreadId| threads.iter().any(|t| t.tid == u32::from(thread.number()));
+            ThreadId::all().filter(is_idle).find(|&thread| exists(thread))
+        })
     }
 
     /// Whether the kernel's structures may change without a new request: the kernel is working, a
