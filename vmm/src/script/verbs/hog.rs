@@ -46,7 +46,7 @@ pub(in crate::script) struct Piece {
 /// The answer of a verb after which `hog` holds what it holds in `map`.
 fn held(run: &Run<'_>, map: MapId) -> Answer {
     let sizes = run.hogged.iter().filter(|piece| piece.map == map).map(|piece| piece.size);
-    Reply::Completed { outcome: Outcome::Value(sizes.sum()), cycles: 0 }.into()
+    Answer::number(sizes.sum())
 }
 
 /// Lets the guest do `op` for a hog. The outcome, or the reply of a guest that died of it.

@@ -28,6 +28,11 @@ impl Answer {
     /// It is done, and takes no time in the guest.
     pub const DONE: Self =
         Self { reply: Reply::Completed { outcome: Outcome::Ok, cycles: 0 }, output: None };
+
+    /// It is done, with a number for a result.
+    pub fn number(value: u64) -> Self {
+        Reply::Completed { outcome: Outcome::Value(value), cycles: 0 }.into()
+    }
 }
 
 impl From<Reply> for Answer {

@@ -1,13 +1,11 @@
 //! `seize` and `release`: the host takes free pages of the guest, and gives them back. The guest is
 //! not asked, and may be dead.
 
-use vmkern_abi::control::Outcome;
-
 use super::row::{Action, Gives, Param, Value, Verb};
 use super::{Answer, HostVerb};
-use crate::guest::{Pages, PressureReport};
+use crate::guest::PressureReport;
 use crate::script::eval::Run;
-use crate::script::target::{Reply, TargetError};
+use crate::script::target::TargetError;
 
 pub(super) const SEIZE: Verb = Verb {
     name: "seize",
@@ -28,11 +26,6 @@ pub(super) const RELEASE: Verb = Verb {
     action: Action::Host(&Release),
 };
 
-/// The answer of a verb after which `held` pages are seized.
-fn held(held: Pages) -> Answer {
-    Reply::Completed { outcome: Outcome::Value(held.bytes()), cycles: 0 }.into()
-}
-
 #[derive(Debug)]
 struct Seize;
 
@@ -45,7 +38,7 @@ impl HostVerb for Seize {
             return Ok(panicked.into());
         }
         let report = run.target.seize(*target)?;
-        Ok(Answer { output: shortfall(&report), ..held(report.held) })
+        Ok(Answer { output: shortfall(&report), ..Answer::number(report.held.bytes()) })
     }
 }
 
@@ -63,6 +56,6 @@ impl HostVerb for Release {
         if let Some(panicked) = run.let_begin()? {
             return Ok(panicked.into());
         }
-        run.target.release().map(held)
+        run.target.release().map(|held| Answer::number(held.bytes()))
     }
 }

@@ -1,13 +1,11 @@
 //! `squeeze SIZE`: the guest's balloon holds that much memory, no more and no less. The guest is
 //! asked, and takes the pages by its own rules.
 
-use vmkern_abi::control::Outcome;
-
 use super::row::{Action, Gives, Param, Value, Verb};
 use super::{Answer, HostVerb};
 use crate::guest::{Pages, PressureReport};
 use crate::script::eval::Run;
-use crate::script::target::{Reply, TargetError};
+use crate::script::target::TargetError;
 
 /// The name of the verb: a script that has it boots a guest with a balloon.
 pub(in crate::script) const NAME: &str = "squeeze";
@@ -34,8 +32,7 @@ impl HostVerb for Squeeze {
             return Ok(panicked.into());
         }
         let report = run.target.squeeze(Pages::holding(*bytes))?;
-        let reply = Reply::Completed { outcome: Outcome::Value(report.held.bytes()), cycles: 0 };
-        Ok(Answer { output: shortfall(&report), ..reply.into() })
+        Ok(Answer { output: shortfall(&report), ..Answer::number(report.held.bytes()) })
     }
 }
 
