@@ -200,6 +200,15 @@ impl KernelRoots {
         }
     }
 
+    /// Pages in blocks that the host has seized, by the counts of their lists; saturates. What is
+    /// seized of segments' ends comes on top.
+    #[must_use]
+    pub fn seized_in_blocks(&self) -> u64 {
+        let blocks = self.vm_seized_queues.iter().enumerate();
+        let pages = blocks.map(|(order, list)| list.count.get().saturating_mul(1 << order));
+        pages.fold(0, u64::saturating_add)
+    }
+
     /// The maps of the boot: name, number, and where each is stored.
     pub fn named_maps(&self) -> impl Iterator<Item = (&'static str, MapId, &Field<KPtr<VmMap>>)> {
         MapId::NAMED.into_iter().filter_map(|(name, id)| Some((name, id, self.map_slot(id)?)))

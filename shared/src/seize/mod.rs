@@ -149,10 +149,7 @@ impl<'a, S: Structures> Seize<'a, S> {
             let seg = self.segment(number)?;
             pages += u64::from(seg.limit.get() - seg.end.get());
         }
-        let blocks = self.roots.vm_seized_queues.iter().enumerate();
-        Ok(blocks.fold(pages, |sum, (order, list)| {
-            sum.saturating_add(list.count.get().saturating_mul(1 << order))
-        }))
+        Ok(self.roots.seized_in_blocks().saturating_add(pages))
     }
 
     /// Pages that are free (`v_free_count`), including those in CPUs' caches.

@@ -1,19 +1,16 @@
 //! Pressure on memory: who waits for what, for how long, and where there is room.
 
 use serde::{Serialize, Serializer};
-use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{KernelRoots, Thread, VmPhysSeg};
+use vmkern_abi::layout::{KernelRoots, Thread};
 use vmkern_abi::pressure::{STALL_CAUSES, StallCause, StallLine, Stalls, WHOLE};
 
+use super::census::segments;
 use super::diagnosis::diagnosis;
 use super::hex::Hex;
 use super::maps::maps;
 use super::survey::Survey;
 use super::threads::{THREADS_MAX, label};
 use crate::read::stalls;
-
-/// The most segments that are looked at.
-const SEGMENTS_MAX: u64 = 64;
 
 /// A share in hundredths of a percent; in JSON, percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,16 +189,8 @@ pub(super) fn pressure(survey: &Survey<'_, '_>) -> PressureReport {
 
 /// Pages that the host has seized: at the ends of segments, and in blocks.
 fn seized(survey: &Survey<'_, '_>, roots: &KernelRoots) -> u64 {
-    let first = roots.vm_phys_segs.get().addr();
-    let segment = |number: u64| {
-        let at = first.checked_add(number.checked_mul(size_of::<VmPhysSeg>() as u64)?)?;
-        survey.damage.ok(survey.view.copy::<VmPhysSeg>("vm_phys_seg", KPtr::new(at)))
-    };
-    let segments = (0..roots.vm_phys_nsegs.get().min(SEGMENTS_MAX)).map_while(segment);
-    let fresh = segments.map(|seg| u64::from(seg.limit.get().saturating_sub(seg.end.get())));
-    let blocks = roots.vm_seized_queues.iter().enumerate();
-    let blocks = blocks.map(|(order, list)| list.count.get().saturating_mul(1 << order));
-    fresh.chain(blocks).fold(0, u64::saturating_add)
+    let fresh = segments(survey).into_iter().map(|segment| segment.limit - segment.end);
+    fresh.fold(roots.seized_in_blocks(), u64::saturating_add)
 }
 
 /// The thresholds, the highest first.
