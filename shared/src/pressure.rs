@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_found_by_its_wait_message_and_other_sleeps_are_no_stalls() {
+    fn a_cause_is_found_by_its_wait_message_and_other_sleeps_are_not_stalls() {
         for cause in StallCause::ALL {
             assert_eq!(StallCause::of(WaitMessage::new(cause.name())), Some(cause));
             assert_eq!(StallCause::ALL[cause.index()], cause);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn wild_values_and_a_clock_that_goes_back_are_no_overflow() {
+    fn wild_values_and_a_clock_that_goes_back_do_not_overflow() {
         let wild = StallLine { total: u64::MAX, sampled: u64::MAX, avg10: u64::MAX, avg60: 1 };
         let line = wild.advance(0, u64::MAX, Lasts::Yes);
         assert!(line.avg10 <= WHOLE && line.avg60 <= WHOLE, "{line:?}");

@@ -132,8 +132,8 @@ impl<S: Structures> Seize<'_, S> {
     }
 
     /// Takes `block` off the list of its order among `lists`, or as large a part of it as `most`
-    /// pages, which are not 0, allow: the upper halves go back, to the heads of their lists. Returns
-    /// the part, and the number of its segment.
+    /// pages, which are not 0, allow: the upper halves go back, to the heads of their lists.
+    /// Returns the part, and the number of its segment.
     pub(super) fn cut(
         &self,
         kind: Kind,

@@ -271,7 +271,8 @@ fn a_wrong_schedule_is_refused_with_its_line_the_key_and_what_would_be_right() {
         ),
         (
             "[[step]]\nafter = 1\nx = 5",
-            "p.toml:3: unknown key `x`; a step has kind at after target leave ramp hold repeat pause",
+            "p.toml:3: unknown key `x`; a step has kind at after target leave ramp hold repeat \
+             pause",
         ),
         ("[[step]]\ntarget = 5", "p.toml:1: the step is incomplete; expected `at = TIME` or"),
         ("[[step]]\nafter = 5", "p.toml:1: the step is incomplete; expected `target = SIZE` or"),

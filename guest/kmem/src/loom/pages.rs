@@ -1,5 +1,5 @@
-//! Two CPUs that allocate and free pages at the same time, through their caches and past them, and a
-//! host that takes pages away meanwhile: the code of [`crate::vm`] and of [`vmkern_abi::seize`]
+//! Two CPUs that allocate and free pages at the same time, through their caches and past them, and
+//! a host that takes pages away meanwhile: the code of [`crate::vm`] and of [`vmkern_abi::seize`]
 //! itself, over a machine that has only pages.
 //!
 //! The host holds the CPUs as [`vmkern_abi::control`] says: it raises a word, each CPU stops at the

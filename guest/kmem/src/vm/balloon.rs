@@ -203,7 +203,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
 
     /// How many pages of the balloon the guest needs back, when the event `vm_lowmem` happens: as
     /// many as lead out of the shortage, if a request was refused since the pagedaemon's last pass.
-    /// A request that only came below a threshold is no reason. Locks: none.
+    /// A request that only came below a threshold is not a reason. Locks: none.
     #[must_use]
     pub fn balloon_relief(&self) -> u64 {
         let (state, cnt) = (self.state(), self.cnt());

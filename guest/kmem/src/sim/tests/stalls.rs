@@ -178,7 +178,7 @@ fn waits_for_room_in_a_map_and_in_page_faults_have_causes_of_their_own() {
 }
 
 #[test]
-fn sleeps_for_other_reasons_are_no_stalls() {
+fn sleeps_for_other_reasons_are_not_stalls() {
     let sim = boot();
     for tid in 1..5 {
         sim.spawn(tid, |vm| {
